@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real recordings and weights; only tests use it, the project itself never does."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("DDSCALE_SHARED", root.parent / "shared")).resolve()
+    if not (folder / "eeg" / "MANIFEST.tsv").is_file():
+        message = f"no real recordings at {folder} (set DDSCALE_SHARED to the folder that holds eeg/MANIFEST.tsv)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
