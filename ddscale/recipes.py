@@ -56,7 +56,9 @@ def stage_of(tree: dict[str, Any], path: str | os.PathLike[str]) -> str:
     """The recipe's `stage:`; raises RecipeError when it is not stated."""
     stage = tree.get("stage")
     if not isinstance(stage, str):
-        raise RecipeError(f"{path}: no `stage:` key. Write the stage it configures, such as `stage: pretrain`.")
+        raise RecipeError(
+            f"{path}: no `stage:` key. Write the stage it configures, such as `stage: pretrain`."
+        )
     return stage
 
 
@@ -167,7 +169,7 @@ def _explain(problem: dict[str, Any], model: type[BaseModel], tree: Any) -> str:
     if kind == "missing":
         return f"{place}: required, and not given."
     if kind == "value_error":
-        return f"{place}: {str(problem['ctx']['error'])}"
+        return f"{place}: {problem['ctx']['error']!s}"
     given = problem.get("input")
     shown = f" (found {given!r})" if not isinstance(given, dict | list) else ""
     return f"{place}: {problem['msg']}{shown}"
@@ -177,13 +179,9 @@ def _visible(location: tuple[Any, ...], tree: Any) -> list[Any]:
     """Drop the tags that pydantic inserts for union members: keep what can be followed in the recipe."""
     kept, node = [], tree
     for position, part in enumerate(location):
-        if isinstance(node, dict) and part in node:
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
             node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            node = node[part]
-        elif position != len(location) - 1:
-            continue
-        elif not isinstance(node, dict):
+        elif position != len(location) - 1 or not isinstance(node, dict):
             continue
         kept.append(part)
     return kept
@@ -197,9 +195,7 @@ def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         for candidate in candidates:
             if isinstance(part, str) and part in candidate.model_fields:
                 following += _models_in(candidate.model_fields[part].annotation)
-            elif isinstance(part, int):
-                following.append(candidate)
-            elif part in _tags_of(candidate):
+            elif isinstance(part, int) or part in _tags_of(candidate):
                 following.append(candidate)
         candidates = following
     return sorted({name for candidate in candidates for name in candidate.model_fields})

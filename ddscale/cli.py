@@ -1,0 +1,163 @@
+"""`ddscale ...`: every job that the deepspeed launcher does not start.
+
+Commands import what they need when they run, so `ddscale --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="EEG recordings to stores, stores to pretrained encoders. Training is started by the deepspeed "
+    "launcher: deepspeed launchers/pretrain.py RECIPE",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="override one setting; repeatable")
+]
+StoreArgument = Annotated[Path, typer.Argument(help="a store's folder")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+@app.command()
+def ingest(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Build or continue a store from recordings."""
+    from ddscale import recipes
+    from ddscale.ingest import IngestRecipe, run
+    from ddscale.reporting.progress import Progress
+    from ddscale.reporting.tables import ingest_summary
+
+    settings = recipes.load(recipe, IngestRecipe, set_ or ())
+    with Progress("recordings") as progress:
+        summary = run(settings, on_progress=progress.update)
+    if json_:
+        _print_json(summary.as_dict())
+    else:
+        ingest_summary(summary)
+    print(f"store: {settings.out}")
+    if not summary.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(store: StoreArgument, json_: JsonOption = False) -> None:
+    """What is in a store: hours, subjects, channel counts, splits, what was rejected and why."""
+    from ddscale.reporting.tables import store_contents
+    from ddscale.store import describe
+
+    contents = describe(store)
+    _print_json(contents) if json_ else store_contents(contents)
+
+
+@app.command()
+def verify(store: StoreArgument, json_: JsonOption = False) -> None:
+    """Checksums, index against data, leakage between splits. Exits 1 and names what is wrong."""
+    from ddscale import store as store_room
+    from ddscale.reporting.progress import Progress
+
+    with Progress("records") as progress:
+        report = store_room.verify(store, on_progress=progress.update)
+    if json_:
+        _print_json({"problems": report.problems, "checked": report.checked})
+    else:
+        for problem in report.problems:
+            print(f"problem: {problem}")
+        print(f"{store}: {report.checked} records checked, {len(report.problems)} problems")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
+    """Write RUN/report.html: curves, data, throughput, and reconstructions of held-out windows."""
+    from ddscale.reporting.report import write_report
+
+    print(f"report: {write_report(run)}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
+    hours: Annotated[
+        float | None, typer.Option(help="EEG hours in one pass, when no store is there to ask")
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Memory per GPU, bandwidth and time of a pretraining recipe on a cluster: an estimate, not a measurement."""
+    from ddscale import recipes
+    from ddscale.planning.cost import plan_pretraining
+    from ddscale.reporting.tables import plan_table
+    from ddscale.training.settings import PretrainRecipe
+
+    settings = recipes.load(recipe, PretrainRecipe, set_ or ())
+    estimate = plan_pretraining(settings, nodes=nodes, gpus_per_node=gpus_per_node, gpu=gpu, hours=hours)
+    _print_json(estimate.as_dict()) if json_ else plan_table(estimate)
+    if not estimate.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> None:
+    """What this machine can and cannot do, and why. Exits 1 when training cannot start here."""
+    from ddscale.planning.doctor import examine
+    from ddscale.reporting.tables import doctor_table
+
+    findings = examine()
+    _print_json([finding.__dict__ for finding in findings]) if json_ else doctor_table(findings)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema(stage: Annotated[str, typer.Argument(help="ingest or pretrain")]) -> None:
+    """Print the JSON Schema of a stage's recipes, for editors that complete and check YAML."""
+    from ddscale import recipes
+
+    sys.stdout.write(recipes.json_schema(recipe_model(stage)))
+
+
+def recipe_model(stage: str) -> type[Any]:
+    """The settings model of a stage."""
+    if stage == "ingest":
+        from ddscale.ingest import IngestRecipe
+
+        return IngestRecipe
+    if stage == "pretrain":
+        from ddscale.training.settings import PretrainRecipe
+
+        return PretrainRecipe
+    raise ValueError(f"No stage is called {stage!r}: there are `ingest` and `pretrain`.")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr; DDSCALE_TRACEBACK=1 shows where it arose."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit("stopped by the user; run the same command again to continue")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("DDSCALE_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
