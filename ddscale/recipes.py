@@ -177,9 +177,12 @@ def _explain(problem: dict[str, Any], model: type[BaseModel], tree: Any) -> str:
 
 def _visible(location: tuple[Any, ...], tree: Any) -> list[Any]:
     """Drop the tags that pydantic inserts for union members: keep what can be followed in the recipe."""
-    kept, node = [], tree
+    kept: list[Any] = []
+    node = tree
     for position, part in enumerate(location):
-        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
+        in_mapping = isinstance(node, dict) and part in node
+        in_list = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if in_mapping or in_list:
             node = node[part]
         elif position != len(location) - 1 or not isinstance(node, dict):
             continue

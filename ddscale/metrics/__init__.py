@@ -1,0 +1,1 @@
+"""How good a result is: figures with their baselines beside them."""
