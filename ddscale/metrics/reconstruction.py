@@ -39,7 +39,10 @@ class ReconstructionScore:
         predicted = prediction - prediction.mean(axis=0)
         variation = (deviation**2).sum(axis=0)
         varies = variation > 0
-        norm = np.sqrt(variation * (predicted**2).sum(axis=0))
+        predicted_variation = (predicted**2).sum(axis=0)
+        # What is left of a constant after subtracting its rounded mean is not variation.
+        predicted_variation[predicted_variation <= 1e-24 * (prediction**2).sum(axis=0)] = 0.0
+        norm = np.sqrt(variation * predicted_variation)
         covariation = (deviation * predicted).sum(axis=0)
         r = np.divide(covariation, norm, out=np.zeros_like(norm), where=norm > 0)
         self.windows += 1
