@@ -19,6 +19,8 @@ GIB = 1 << 30
 # CUDA context, NCCL buffers and allocator fragmentation, as commonly seen beside what a model itself asks for.
 OVERHEAD_BYTES = 4 * GIB
 ASSUMED_MFU = 0.4
+# fp32 master copy and Adam's two moments of a parameter (ZeRO, arXiv 1910.02054, section 3.1).
+OPTIMISER_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -123,24 +125,22 @@ def plan_pretraining(
         hours_of_eeg=hours,
         pass_s=hours * 3600 / window_s / windows_per_s if hours else None,
         run_s=recipe.steps * recipe.global_batch_size / windows_per_s,
-        checkpoint_bytes=parameters
-        * (4 + _optimiser_bytes(recipe) - (4 if recipe.precision == "fp32" else 0)),
+        checkpoint_bytes=parameters * (4 + OPTIMISER_BYTES - (4 if recipe.precision == "fp32" else 0)),
         assumptions=assumptions,
     )
 
 
-def _optimiser_bytes(recipe: PretrainRecipe) -> float:
-    """Bytes a parameter: fp32 master copy and Adam's two moments (ZeRO paper, arXiv 1910.02054, section 3.1)."""
-    return 12.0
+def _element_bytes(recipe: PretrainRecipe) -> int:
+    return 4 if recipe.precision == "fp32" else 2
 
 
 def _memory(recipe: PretrainRecipe, parameters: int, ranks: int) -> dict[str, float]:
-    element = 4 if recipe.precision == "fp32" else 2
+    element = _element_bytes(recipe)
     stage = recipe.zero_stage
     memory = {
         "weights": parameters * element / (ranks if stage >= 3 else 1),
         "gradients": parameters * element / (ranks if stage >= 2 else 1),
-        "optimiser": parameters * _optimiser_bytes(recipe) / (ranks if stage >= 1 else 1),
+        "optimiser": parameters * OPTIMISER_BYTES / (ranks if stage >= 1 else 1),
         "activations": activation_bytes(recipe.model, element) * recipe.micro_batch_size,
         "overhead": float(OVERHEAD_BYTES),
     }
@@ -174,6 +174,6 @@ def _communication_s(recipe: PretrainRecipe, parameters: int, ranks: int, nodes:
     """Bytes every GPU sends a step: twice the gradients, and ZeRO-3 half as much again (arXiv 1910.02054, 7.2)."""
     if ranks == 1:
         return 0.0
-    element = 4 if recipe.precision == "fp32" else 2
+    element = _element_bytes(recipe)
     volume = parameters * element * (3 if recipe.zero_stage >= 3 else 2) * (ranks - 1) / ranks
     return volume / (NETWORK_BYTES_S if nodes > 1 else gpu.nvlink_bytes_s / 2)

@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. state: `ok`, `limited` (works, but not everything), `broken` (training cannot start)."""
+    """One thing looked at. state: `ok`, `limited` (not everything works), `broken` (training cannot start)."""
 
     subject: str
     state: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at interpreter, libraries, accelerator, compiler, DeepSpeed's kernels, memory, disk and name lookup."""
+    """Look at interpreter, libraries, accelerator, DeepSpeed's kernels, memory, disk and name lookup."""
     findings = [_python(), _memory(), _disk(), _shared_memory(), _host_name(), _extension_locks()]
     torch_found = _torch()
     findings += torch_found
@@ -67,7 +67,7 @@ def _disk() -> Finding:
             "disk",
             "limited",
             text,
-            "stores and checkpoints go below this folder unless recipes say otherwise",
+            "stores and checkpoints go here unless recipes say otherwise",
         )
     return Finding("disk", "ok", text)
 
@@ -92,9 +92,11 @@ def _host_name() -> Finding:
         address = socket.gethostbyname(name)
     except OSError as error:
         return Finding(
-            "host name", "limited", f"{name} does not resolve ({error})",
+            "host name",
+            "limited",
+            f"{name} does not resolve ({error})",
             "ranks find each other by name: add it to /etc/hosts, or pass --master_addr to deepspeed",
-        )  # fmt: skip
+        )
     return Finding("host name", "ok", f"{name} is {address}")
 
 
@@ -104,9 +106,11 @@ def _extension_locks() -> Finding:
     locks = [str(lock) for lock in sorted(folder.glob("**/lock"))] if folder.is_dir() else []
     if locks:
         return Finding(
-            "extension builds", "broken", f"locked: {', '.join(locks)}",
-            "if no build is running now, delete these files: a killed build left them and every run waits on them",
-        )  # fmt: skip
+            "extension builds",
+            "broken",
+            f"locked: {', '.join(locks)}",
+            "delete these files unless a build is running now: every run waits on them",
+        )
     return Finding("extension builds", "ok", f"no stale lock in {folder}")
 
 
@@ -118,20 +122,31 @@ def _torch() -> list[Finding]:
     if not torch.cuda.is_available():
         return [
             Finding("torch", "ok", torch.__version__),
-            Finding("accelerator", "limited", "none: CPU with gloo",
-                    "fine for the demo, tests and small labs' data; fp16 and real scale need CUDA GPUs"),
-        ]  # fmt: skip
+            Finding(
+                "accelerator",
+                "limited",
+                "none: CPU with gloo",
+                "fine for the demo, tests and small labs' data; fp16 and real scale need CUDA GPUs",
+            ),
+        ]
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return [
         Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda}"),
-        Finding("accelerator", "ok", f"{len(names)}: {', '.join(sorted(set(names)))}; "
-                f"bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"),
-    ]  # fmt: skip
+        Finding(
+            "accelerator",
+            "ok",
+            f"{len(names)}: {', '.join(sorted(set(names)))}; "
+            f"bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
+        ),
+    ]
 
 
 def _deepspeed() -> list[Finding]:
     import torch
 
+    if not torch.cuda.is_available():
+        # Said ahead, or DeepSpeed warns on its own about what the finding above has already said.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         version = importlib.metadata.version("deepspeed")
         from deepspeed.git_version_info import installed_ops

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def doctor_table(findings: Sequence[Finding]) -> None:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         state = f"[{STATE_STYLE[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.subject, state, finding.found, finding.remedy)
+        table.add_row(finding.subject, state, escape(finding.found), escape(finding.remedy))
     Console().print(table)
 
 
@@ -38,7 +39,7 @@ def plan_table(estimate: Estimate) -> None:
     console.print(memory)
     if not estimate.fits:
         console.print(
-            "does not fit: raise zero_stage, lower micro_batch_size, or set model.activation_checkpointing: true",
+            "does not fit: raise zero_stage, lower micro_batch_size or set model.activation_checkpointing",
             style="bold red",
         )
     times = Table(title="each step and the run", title_justify="left", box=None, pad_edge=False)
