@@ -46,9 +46,11 @@ def process(
     line_freq: float | None = None,
     *,
     span: tuple[int, int] | None = None,  # continuous finite stretch to process; default (0, n_samples)
-    channels: Sequence[Channel] | None = None,  # of read's rows; needed for a reference other than as_recorded
+    channels: Sequence[Channel]
+    | None = None,  # of read's rows; needed for a reference other than as_recorded
     picks: Sequence[int] | None = None,  # rows to keep (good channels); default all
-    on_raw: Callable[[int, np.ndarray], None] | None = None,  # called once per raw stretch (start in span, (C, T) µV)
+    on_raw: Callable[[int, np.ndarray], None]
+    | None = None,  # called once per raw stretch (start in span, (C, T) µV)
     chunk_samples: int | None = None,  # raw samples per step; default by filter length and memory
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start_out, block (C, T) float32 µV at settings.sfreq), start_out counted from the span's start, in order, without gaps."""
