@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +42,7 @@ _OPTIONAL = {
 
 
 def _python() -> Finding:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("python", "broken", version, "ddscale needs Python 3.11 or newer")
-    return Finding("python", "ok", f"{version}, {os.cpu_count()} CPU cores")
+    return Finding("python", "ok", f"{platform.python_version()}, {os.cpu_count()} CPU cores")
 
 
 def _memory() -> Finding:
