@@ -42,7 +42,7 @@ def sine_cosine_positions(n_tokens: int, width: int) -> Tensor:
 
 
 class Positions(nn.Module):
-    """The table of positions, kept out of checkpoints: it is recomputed from the sizes."""
+    """Adds its fixed position to each token. The table stays out of checkpoints: the sizes determine it."""
 
     table: Tensor
 
@@ -54,10 +54,14 @@ class Positions(nn.Module):
         """Refill the table, after the module was built on the meta device."""
         self.table.copy_(sine_cosine_positions(self.table.shape[0] - 1, self.table.shape[1]))
 
-    def forward(self, tokens_BV: Tensor | None = None) -> Tensor:
-        """Positions of all tokens (1, N, D), or of the given ones (B, V, D); the class token's are zero."""
-        table_ND = self.table[1:]
-        return table_ND[None] if tokens_BV is None else table_ND[tokens_BV]
+    def forward(self, x_BVD: Tensor, tokens_BV: Tensor | None = None) -> Tensor:
+        """x plus the positions of the tokens numbered by `tokens_BV`, or of all tokens in order.
+
+        The class token does not come here: its position is zero.
+        """
+        # In x's precision: built under deepspeed.zero.Init, the table is float32 beside half-precision weights.
+        table_ND = self.table[1:].to(x_BVD.dtype)
+        return x_BVD + (table_ND if tokens_BV is None else table_ND[tokens_BV])
 
 
 class LearnedToken(nn.Module):

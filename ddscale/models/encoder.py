@@ -50,7 +50,7 @@ class TokenEncoder(nn.Module):
             # Taken before the projection: masked patches cost nothing, and no gradient passes the index.
             patches_BNP = take_tokens(patches_BNP, visible_BV)
         tokens_BVD = self.projection(patches_BNP.to(self.projection.weight.dtype))
-        tokens_BVD = tokens_BVD + self.positions(visible_BV)
+        tokens_BVD = self.positions(tokens_BVD, visible_BV)
         if self.class_token is not None:
             tokens_BVD = torch.cat([self.class_token(tokens_BVD.shape[0], 1), tokens_BVD], dim=1)
         return self.transformer(tokens_BVD)

@@ -57,8 +57,8 @@ class Decoder(nn.Module):
         x_BND = torch.cat(
             [
                 class_B1D,
-                visible_BVD + self.positions(visible_BV),
-                self.mask_token(B, M) + self.positions(masked_BM),
+                self.positions(visible_BVD, visible_BV),
+                self.positions(self.mask_token(B, M), masked_BM),
             ],
             dim=1,
         )
