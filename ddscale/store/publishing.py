@@ -1,0 +1,220 @@
+"""The last step of an ingest: what was sealed becomes part of the store, by one atomic rename of the manifest.
+
+Everything before it can be interrupted at any point and done again; readers see the old store until then.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ddscale.store import layout, sealing, tables, zarr_groups
+from ddscale.store.describing import dataset_entry, totals
+from ddscale.store.identity import SPLITS, Split, split_of
+from ddscale.store.manifest import Blocklist, Manifest, Splitting, StoreFormat, read_manifest
+from ddscale.store.staging import RejectedStretch, StagedRecording
+
+UNLISTED = "not_a_recording"
+"""Reason in rejected.parquet of files that never became recordings; each run lists them afresh."""
+
+
+@dataclass
+class DatasetTerms:
+    """What is stated about a dataset, and what of its source could not be listed as a recording."""
+
+    licence: str | None = None
+    url: str | None = None
+    unlisted: Sequence[tuple[str, str]] = ()
+
+
+@dataclass
+class Terms:
+    """What a publication needs to know besides the data. salt: decides splits, is not written anywhere."""
+
+    salt: str
+    splitting: Splitting = field(default_factory=lambda: Splitting(val_fraction=0.0, test_fraction=0.0))
+    blocklist: Blocklist = field(default_factory=Blocklist)
+    datasets: dict[str, DatasetTerms] = field(default_factory=dict)
+    writer: str = "ddscale"
+
+
+def publish(store: Path, content: StoreFormat, staged: Sequence[StagedRecording], terms: Terms) -> Manifest:
+    """Make all that is staged and sealed part of the store, remove .staging, return the new manifest.
+
+    staged: the recordings since the last publication; those that were in the store before replace their rows.
+    """
+    old = read_manifest(store) if (store / layout.MANIFEST).is_file() else None
+    recordings = _merged(store, old, layout.RECORDINGS, tables.RECORDINGS, staged, _recording_rows(staged))
+    sources = _merged(store, old, layout.SOURCES, tables.SOURCES, staged, _source_rows(staged))
+    rejected = _merged(store, old, layout.REJECTED, tables.REJECTED, staged, _rejected_rows(staged))
+    rejected = _with_unlisted(rejected, terms.datasets)
+    records = _records(store, old, terms)
+    montages = dict(old.montages) if old else {}
+    for recording in staged:
+        if recording.montage is not None and recording.records:
+            montages.setdefault(recording.montage.id, recording.montage)
+    if content.backend == "zarr":
+        zarr_groups.write(store, content, records, montages)
+    tables.write(store / layout.SOURCES, sources, tables.SOURCES)
+    written = {
+        layout.REJECTED: tables.write(store / layout.REJECTED, rejected, tables.REJECTED),
+        layout.RECORDINGS: tables.write(store / layout.RECORDINGS, recordings, tables.RECORDINGS),
+        layout.RECORDS: tables.write(store / layout.RECORDS, records, tables.RECORDS),
+    }
+    stated = {name: (entry.licence, entry.url) for name, entry in (old.datasets if old else {}).items()} | {
+        name: (stated.licence, stated.url) for name, stated in terms.datasets.items()
+    }
+    entries = {
+        name: dataset_entry(name, licence, url, records, recordings, rejected, content.sfreq)
+        for name, (licence, url) in sorted(stated.items())
+    }
+    manifest = Manifest(
+        writer=terms.writer,
+        preprocessing_hash=content.preprocessing_hash,
+        content=content,
+        totals=totals(entries),
+        datasets=entries,
+        splitting=terms.splitting,
+        blocklist=terms.blocklist,
+        montages=dict(sorted(montages.items())),
+        tables=written,
+    )
+    layout.write_bytes(store / layout.MANIFEST, manifest.to_json().encode())
+    shutil.rmtree(store / layout.STAGING, ignore_errors=True)
+    return manifest
+
+
+def _merged(
+    store: Path,
+    old: Manifest | None,
+    name: str,
+    schema: pa.Schema,
+    staged: Sequence[StagedRecording],
+    rows: list[dict],
+) -> pa.Table:
+    """The table as published, without the rows of recordings staged anew, and the new rows; sorted."""
+    merged = tables.table(schema, rows)
+    if old is not None:
+        known = tables.read(store / name, schema)
+        again = pa.array([f"{recording.dataset}/{recording.recording}" for recording in staged], pa.string())
+        merged = pa.concat_tables([known.filter(pc.invert(pc.is_in(_full_names(known), again))), merged])
+    order = [name for name in ("dataset", "recording", "start_s", "channel") if name in schema.names]
+    plain = [merged[name].cast(pa.float64() if name == "start_s" else pa.string()) for name in order]
+    keys = [(name, "ascending") for name in order]
+    return merged.take(pc.sort_indices(pa.table(plain, names=order), sort_keys=keys))
+
+
+def _full_names(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(
+        rows["dataset"].cast(pa.string()), rows["recording"].cast(pa.string()), "/"
+    )
+
+
+def _recording_rows(staged: Sequence[StagedRecording]) -> list[dict]:
+    return [
+        {
+            **recording.model_dump(include=set(tables.RECORDINGS.names)),
+            "montage": recording.montage.id if recording.montage else None,
+            "records": len(recording.records),
+            "meta": json.dumps(recording.meta, ensure_ascii=False, sort_keys=True),
+        }
+        for recording in staged
+    ]
+
+
+def _source_rows(staged: Sequence[StagedRecording]) -> list[dict]:
+    return [recording.model_dump(include=set(tables.SOURCES.names)) for recording in staged]
+
+
+def _rejected_rows(staged: Sequence[StagedRecording]) -> list[dict]:
+    rows = []
+    for recording in staged:
+        stretches = recording.rejected
+        if recording.status == "quarantined":
+            length = recording.seconds_found or None
+            stretches = [
+                *(stretch for stretch in stretches if stretch.channel is not None),
+                RejectedStretch(
+                    start_s=None if length is None else 0.0,
+                    stop_s=length,
+                    reason=recording.reason or "",
+                    detail=recording.detail or "",
+                ),
+            ]
+        name = {"dataset": recording.dataset, "recording": recording.recording}
+        rows += [name | stretch.model_dump() for stretch in stretches]
+    return rows
+
+
+def _with_unlisted(rejected: pa.Table, datasets: dict[str, DatasetTerms]) -> pa.Table:
+    stale = pc.and_(
+        pc.equal(rejected["reason"].cast(pa.string()), UNLISTED),
+        pc.is_in(rejected["dataset"].cast(pa.string()), pa.array(list(datasets), pa.string())),
+    )
+    fresh = [
+        {"dataset": name, "recording": what, "reason": UNLISTED, "detail": why}
+        for name, stated in sorted(datasets.items())
+        for what, why in stated.unlisted
+    ]
+    return pa.concat_tables([rejected.filter(pc.invert(stale)), tables.table(tables.REJECTED, fresh)])
+
+
+def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
+    """The index: what was published and what is sealed, without what is blocked, sorted by place, splits decided."""
+    parts = [tables.read(store / layout.RECORDS, tables.RECORDS)] if old is not None else []
+    known = set(tables.coded(parts[0]["shard"])[1]) if parts else set()
+    for rows in sealing.sealed_rows(store):
+        # A crash between publishing and tidying up leaves rows that are published already.
+        if rows["shard"][0].as_py() not in known:
+            parts.append(rows.replace_schema_metadata(None).cast(tables.RECORDS))
+    if not parts:
+        return tables.table(tables.RECORDS, [])
+    merged = pa.concat_tables(parts).unify_dictionaries()
+    merged = merged.filter(pa.array(~_blocked(merged, terms.blocklist)))
+    shard_codes, shards = tables.coded(merged["shard"])
+    rank = np.empty(max(len(shards), 1), np.int64)
+    rank[sorted(range(len(shards)), key=lambda code: _shard_place(shards[code]))] = np.arange(len(shards))
+    merged = merged.take(np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
+    position = merged.schema.get_field_index("split")
+    return merged.set_column(position, tables.RECORDS.field("split"), _splits(merged, terms))
+
+
+def _blocked(records: pa.Table, blocklist: Blocklist) -> np.ndarray:
+    """(R,) bool: records of subjects or recordings on the blocklist."""
+    subject, subjects = tables.coded(records["subject"])
+    recording, recordings = tables.coded(records["recording"])
+    dataset, datasets = tables.coded(records["dataset"])
+    blocked = np.isin(
+        subject, [code for code, name in enumerate(subjects) if name in set(blocklist.subjects)]
+    )
+    for name in blocklist.recordings:
+        in_dataset, _, in_recording = name.partition("/")
+        if in_dataset in datasets and in_recording in recordings:
+            blocked |= (dataset == datasets.index(in_dataset)) & (recording == recordings.index(in_recording))
+    return blocked
+
+
+def _shard_place(shard: str) -> tuple[str, int]:
+    family = shard.rsplit("-", 1)[0] if shard.endswith(".tar") else shard.rsplit("/c/", 1)[0]
+    return family, layout.shard_number(shard)
+
+
+def _splits(records: pa.Table, terms: Terms) -> pa.Array:
+    subject, subjects = tables.coded(records["subject"])
+    chosen = np.zeros(max(len(subjects), 1), np.int32)
+    for code, name in enumerate(subjects):
+        if name in terms.splitting.val_subjects:
+            split: Split = "val"
+        elif name in terms.splitting.test_subjects:
+            split = "test"
+        else:
+            split = split_of(name, terms.salt, terms.splitting.val_fraction, terms.splitting.test_fraction)
+        chosen[code] = SPLITS.index(split)
+    return pa.DictionaryArray.from_arrays(chosen[subject], pa.array(SPLITS, pa.string()))

@@ -1,0 +1,300 @@
+"""Reading a store: one index, two backends. R records, T samples, C channels.
+
+A caller asks for (record, start, stop) and does not know which backend it has. Columns of the index are loaded
+when first asked for, as compact arrays: 60 million records cost some 25 bytes each, not a Python object each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ddscale.store import layout, tables, zarr_shards
+from ddscale.store.identity import PUBLIC_SALT, SPLITS, salt_check, subject_hash
+from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
+from ddscale.store.shard_files import ShardFiles
+
+_NUMBERS = {
+    "samples": np.int32,
+    "channels": np.int32,
+    "start": np.int64,
+    "row": np.int64,
+    "offset": np.int64,
+    "crc32c": np.uint32,
+    "clipped": np.int32,
+}
+_CODES = {
+    "dataset": np.int16,
+    "montage": np.int32,
+    "subject": np.int32,
+    "recording": np.int32,
+    "shard": np.int32,
+}
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open the store in the folder `path` for reading.
+
+    Raises FileNotFoundError when there is none or its ingest has not finished, ValueError when it has another
+    format version or its index is not the one the manifest names.
+    """
+    folder = layout.local_folder(path)
+    manifest = read_manifest(folder)
+    index = folder / layout.RECORDS
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} has lost its index {layout.RECORDS}. Copy the store again, or ingest anew."
+        )
+    if tables.sha256_of(index) != manifest.tables[layout.RECORDS].sha256:
+        if (folder / layout.STAGING).is_dir():
+            raise ValueError(
+                f"{folder} was left half-published: {layout.RECORDS} is newer than {layout.MANIFEST}. "
+                "Run the same `ddscale ingest` again: it finishes the job."
+            )
+        raise ValueError(
+            f"{folder}: {layout.RECORDS} is not the index that {layout.MANIFEST} names (other SHA-256). "
+            "Run the same `ddscale ingest` again, or copy the store anew."
+        )
+    return Store(folder, manifest)
+
+
+class Store:
+    """An open store. Safe to share between threads; pickles as its path.
+
+    path, manifest. fingerprint: hex, changes whenever a record or its meaning does.
+    sfreq: Hz. step: µV per least significant bit. dtype: "int16" or "float32".
+    dataset_names: sorted; montages: by id.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.content: StoreFormat = manifest.content
+        self.sfreq = self.content.sfreq
+        self.step = self.content.step_uV
+        self.dtype = self.content.dtype
+        self.montages: dict[str, Montage] = manifest.montages
+        self.fingerprint = f"{manifest.preprocessing_hash}{manifest.tables[layout.RECORDS].sha256[:16]}"
+        self._value_dtype = np.dtype("<i2" if self.dtype == "int16" else "<f4")
+        self._columns: dict[str, np.ndarray] = {}
+        self._names: dict[str, list[str]] = {}
+        self._lock = threading.RLock()
+        zarr = self.content.backend == "zarr"
+        self._files = ShardFiles(self._shard_index if zarr else None)
+        self._read = self._read_zarr if zarr else self._read_tar
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.manifest.tables[layout.RECORDS].rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (os.fspath(self.path),)
+
+    def __repr__(self) -> str:
+        return f"Store({os.fspath(self.path)!r}, {len(self)} records, {self.content.backend})"
+
+    @property
+    def samples(self) -> np.ndarray:
+        """(R,) int32: length of each record."""
+        return self._column("samples")
+
+    @property
+    def channels(self) -> np.ndarray:
+        """(R,) int32: number of channels of each record."""
+        return self._column("channels")
+
+    @property
+    def dataset(self) -> np.ndarray:
+        """(R,) int16: position in `dataset_names`."""
+        return self._column("dataset")
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the datasets that have records, sorted."""
+        self._column("dataset")
+        return self._names["dataset"]
+
+    @property
+    def split(self) -> np.ndarray:
+        """(R,) uint8: 0 train, 1 val, 2 test."""
+        return self._column("split")
+
+    @property
+    def start(self) -> np.ndarray:
+        """(R,) int64: first sample of each record, counted from the beginning of its recording."""
+        return self._column("start")
+
+    @property
+    def shard(self) -> np.ndarray:
+        """(R,) int32: position in `shard_names`; records of a shard adjoin."""
+        return self._column("shard")
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Shard files, relative to the store."""
+        self._column("shard")
+        return self._names["shard"]
+
+    def table(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """records.parquet as a table, all columns or those named."""
+        return tables.read(
+            self.path / layout.RECORDS, tables.RECORDS, None if columns is None else list(columns)
+        )
+
+    def channels_of(self, row: int) -> list[MontageChannel]:
+        """The channels of one record, in the order of its columns."""
+        montage = self.montages[self._name("montage", row)]
+        return montage.without(self._dropped()[row].as_py())
+
+    def _name(self, column: str, row: int) -> str:
+        codes = self._column(column)
+        return self._names[column][codes[row]]
+
+    def _dropped(self) -> pa.ChunkedArray:
+        return self.table(["dropped"])["dropped"]
+
+    def _column(self, name: str) -> np.ndarray:
+        found = self._columns.get(name)
+        if found is None:
+            with self._lock:
+                found = self._columns.get(name)
+                if found is None:
+                    found = self._columns[name] = self._load(name)
+        return found
+
+    def _load(self, name: str) -> np.ndarray:
+        index = self.path / layout.RECORDS
+        if name in _NUMBERS:
+            values = tables.numbers(index, name, _NUMBERS[name], len(self))
+        elif name == "split":
+            values, names = tables.codes(index, name, np.uint8, len(self))
+            values = np.array([SPLITS.index(split) for split in names] or [0], np.uint8)[values]
+        else:
+            values, self._names[name] = tables.codes(index, name, _CODES[name], len(self))
+        values.flags.writeable = False
+        return values
+
+    def read(self, row: int, start: int, stop: int) -> np.ndarray:
+        """Samples [start, stop) of record `row` as a new (T, C) array in the store's dtype.
+
+        Raises ValueError when the record has no such samples, OSError when the shard cannot be read.
+        """
+        out_TC = np.empty((stop - start, int(self.channels[row])), self._value_dtype)
+        self.read_into(row, start, stop, out_TC)
+        return out_TC
+
+    def read_into(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
+        """Samples [start, stop) of record `row` into `out_TC`, C-contiguous and of the store's dtype.
+
+        The GIL is released while bytes are fetched and decompressed; any number of threads may call this.
+        Raises ValueError when the record has no such samples or `out_TC` does not fit, OSError naming shard and
+        record when the shard cannot be read.
+        """
+        samples, channels = int(self.samples[row]), int(self.channels[row])
+        if not 0 <= start < stop <= samples:
+            raise ValueError(
+                f"{self.path}: record {row} has samples 0 to {samples}, asked for {start} to {stop}."
+            )
+        if (
+            out_TC.shape != (stop - start, channels)
+            or out_TC.dtype != self._value_dtype
+            or not out_TC.flags.c_contiguous
+        ):
+            raise ValueError(
+                f"{self.path}: samples {start} to {stop} of record {row} need a C-contiguous {self._value_dtype} "
+                f"array of {(stop - start, channels)}, given {out_TC.dtype} {out_TC.shape}."
+            )
+        try:
+            self._read(row, start, stop, out_TC)
+        except (ValueError, OSError) as error:
+            raise self._fault(row, error) from error
+
+    def _read_tar(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
+        code = int(self.shard[row])
+        offset = int(self._column("offset")[row]) + start * out_TC.shape[1] * out_TC.itemsize
+        with self._files.opened(code, self.path / self.shard_names[code]) as (descriptor, _):
+            count = os.preadv(descriptor, [out_TC.data], offset)
+            if count != out_TC.nbytes:
+                _read_rest(descriptor, out_TC, offset, count)
+
+    def _read_zarr(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
+        code = int(self.shard[row])
+        place = int(self._column("row")[row]) % self.content.rows_per_shard(out_TC.shape[1])
+        chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
+        with self._files.opened(code, self.path / self.shard_names[code]) as (descriptor, index):
+            of_record = index[place * chunks : (place + 1) * chunks]
+            zarr_shards.decode_into(descriptor, of_record, self.content.chunk_samples, start, stop, out_TC)
+
+    def _shard_index(self, code: int, descriptor: int) -> np.ndarray:
+        first = int(np.argmax(self.shard == code))
+        rows = self.content.rows_per_shard(int(self.channels[first]))
+        chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
+        return zarr_shards.read_shard_index(descriptor, rows * chunks)
+
+    def _fault(self, row: int, error: Exception) -> OSError:
+        shard = self.path / self._name("shard", row)
+        key = self.table(["key"])["key"][row].as_py()
+        cause = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+        return OSError(
+            f"Cannot read record {key} from shard {shard}: {cause}. `ddscale verify {self.path}` lists all that is "
+            "damaged; copy those shards again, or ingest into a new folder."
+        )
+
+    def rows_matching(self, names: Iterable[str], salt: str = PUBLIC_SALT) -> np.ndarray:
+        """(R,) bool: records of the subjects and recordings named, for a blocklist that is enforced at load.
+
+        names: `dataset/subject`, `dataset/<subject's hash>` or `dataset/recording`. Subjects' own names are found
+        through the salt of the ingest recipe; a store that was salted otherwise needs their hashes.
+        Raises ValueError when a name fits nothing in the store and the salt is not the store's: it may be there.
+        """
+        named = sorted(set(names))
+        wanted = np.zeros(len(self), bool)
+        if not named:
+            return wanted
+        subject, recording, dataset = (self._column(name) for name in ("subject", "recording", "dataset"))
+        unknown = []
+        for name in named:
+            in_dataset, slash, what = name.partition("/")
+            if not slash:
+                raise ValueError(
+                    f"blocklist: `{name}` names nobody. Write `dataset/subject` or `dataset/recording`."
+                )
+            hits = np.zeros(len(self), bool)
+            for column, codes in (("subject", subject), ("recording", recording)):
+                known = self._names[column]
+                for spelt in {what, subject_hash(in_dataset, what, salt)} if column == "subject" else {what}:
+                    if spelt in known:
+                        hits |= codes == known.index(spelt)
+            if in_dataset in self.dataset_names:
+                hits &= dataset == self.dataset_names.index(in_dataset)
+            else:
+                hits[:] = False
+            if not hits.any():
+                unknown.append(name)
+            wanted |= hits
+        if unknown and salt_check(salt) != self.content.salt_check:
+            raise ValueError(
+                f"blocklist: {', '.join(unknown)}: no such recording in {self.path}, and subjects there were hashed "
+                "with another salt. Name subjects by their hash, or give the salt of the ingest recipe."
+            )
+        return wanted
+
+    def close(self) -> None:
+        """Close the shard files; they open again when needed."""
+        self._files.close()
+
+
+def _read_rest(descriptor: int, out_TC: np.ndarray, offset: int, count: int) -> None:
+    """Finish a read that came short, as network file systems may."""
+    left = out_TC.data.cast("B")
+    while count < len(left):
+        more = os.preadv(descriptor, [left[count:]], offset + count)
+        if more == 0:
+            raise ValueError("it ends before the data does")
+        count += more

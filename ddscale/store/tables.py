@@ -1,0 +1,173 @@
+"""The store's Parquet tables: their columns, and how they are written and read. R records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ddscale.store import layout
+from ddscale.store.manifest import TableFile
+
+ROWS_PER_GROUP = 1 << 18
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+
+def _schema(**columns: tuple[pa.DataType, str]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(name, kind, metadata={"about": about}) for name, (kind, about) in columns.items()]
+    )
+
+
+RECORDS = _schema(
+    key=(pa.string(), "name of the record in its shard"),
+    dataset=(_NAME, "dataset"),
+    subject=(_NAME, "salted hash of the subject"),
+    recording=(_NAME, "recording, unique within the dataset"),
+    split=(_NAME, "train, val or test; a subject lies in one only"),
+    start=(pa.int64(), "first sample, counted from the beginning of the recording at the store's rate"),
+    samples=(pa.int32(), "length in samples"),
+    channels=(pa.int32(), "number of channels"),
+    montage=(_NAME, "key in the manifest's montages"),
+    dropped=(pa.list_(pa.int16()), "positions in the montage of channels that this record lacks"),
+    shard=(_NAME, "file, relative to the store"),
+    row=(pa.int64(), "zarr: row of the array `signal`; tar: -1"),
+    offset=(pa.int64(), "tar: byte of the shard where the values begin; zarr: where its first chunk begins"),
+    length=(pa.int64(), "bytes from there"),
+    crc32c=(pa.uint32(), "CRC32C of the values, uncompressed, time-major, little-endian"),
+    clipped=(pa.int32(), "values at the limit of the integer range"),
+)
+
+REJECTED = _schema(
+    dataset=(_NAME, "dataset"),
+    recording=(_NAME, "recording, or the name of what could not become one"),
+    start_s=(pa.float64(), "seconds from the beginning of the recording; null: all of it"),
+    stop_s=(pa.float64(), "seconds from the beginning of the recording; null: all of it"),
+    channel=(pa.string(), "null: every channel"),
+    reason=(_NAME, "in a word"),
+    detail=(pa.string(), "in a sentence"),
+)
+
+RECORDINGS = _schema(
+    dataset=(_NAME, "dataset"),
+    recording=(_NAME, "recording"),
+    subject=(_NAME, "salted hash of the subject"),
+    status=(_NAME, "kept or quarantined"),
+    reason=(_NAME, "why it was quarantined, in a word"),
+    detail=(pa.string(), "why it was quarantined, in a sentence"),
+    content=(pa.string(), "hash of the processed signal: equal for duplicates"),
+    montage=(_NAME, "key in the manifest's montages"),
+    dropped=(pa.list_(pa.int16()), "positions in the montage of channels left out as bad"),
+    positions=(
+        pa.list_(pa.float32()),
+        "x, y, z in metres of every montage channel, where this recording states them",
+    ),
+    sfreq=(pa.float64(), "Hz, as recorded"),
+    seconds_found=(pa.float64(), "length"),
+    seconds_kept=(pa.float64(), "length in records"),
+    records=(pa.int32(), "number of records"),
+    line_freq=(pa.float64(), "Hz, mains frequency that was found or stated; null: none"),
+    clipped=(pa.int64(), "values at the limit of the integer range"),
+    largest_quantisation_error_uV=(pa.float64(), "µV"),
+    meta=(pa.string(), "JSON: device, filters, notes"),
+)
+
+SOURCES = _schema(
+    dataset=(_NAME, "dataset"),
+    recording=(_NAME, "recording"),
+    size_bytes=(pa.int64(), "size of the source when it was read"),
+    mtime_ns=(pa.int64(), "its time of change, nanoseconds"),
+)
+
+
+def table(schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Rows as dicts, missing values as None, to a table of this schema."""
+    rows = list(rows)
+    return pa.table(
+        {field.name: _column([row.get(field.name) for row in rows], field.type) for field in schema},
+        schema=schema,
+    )
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+def write(path: Path, content: pa.Table, schema: pa.Schema) -> TableFile:
+    """Write a table as one Parquet file, whole or not at all; the same rows give the same bytes."""
+    names = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    with layout.written_whole(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=names) as writer:
+            writer.write_table(content.unify_dictionaries(), row_group_size=ROWS_PER_GROUP)
+        digest = sha256_of(temporary)
+    return TableFile(rows=content.num_rows, sha256=digest)
+
+
+def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """A table as written here, names dictionary-encoded.
+
+    Raises ValueError naming the file when it is not such a table.
+    """
+    names = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    try:
+        found = pq.read_table(path, columns=columns, read_dictionary=names, partitioning=None)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a table ({error}). Run `ddscale ingest` again."
+        ) from error
+    wanted = pa.schema([field for field in schema if columns is None or field.name in columns])
+    missing = set(wanted.names) - set(found.column_names)
+    if missing:
+        raise ValueError(f"{path} lacks the columns {sorted(missing)}. Ingest again into a new folder.")
+    return found.select(wanted.names).cast(wanted)
+
+
+def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """A column of names in memory as (codes, names): `names[codes[row]]`, in no particular order."""
+    array = pa.chunked_array(column.unify_dictionaries().chunks, column.type).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no rows
+        return np.empty(0, np.int32), []
+    return array.indices.to_numpy(zero_copy_only=False), array.dictionary.to_pylist()
+
+
+def numbers(path: Path, column: str, dtype: np.dtype | type, count: int) -> np.ndarray:
+    """One numeric column as a compact array of `count` values, never holding more than a batch besides it."""
+    values = np.empty(count, dtype)
+    position = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=[column]):
+            values[position : position + batch.num_rows] = batch.column(0).to_numpy(zero_copy_only=False)
+            position += batch.num_rows
+    return values
+
+
+def codes(path: Path, column: str, dtype: np.dtype | type, count: int) -> tuple[np.ndarray, list[str]]:
+    """One column of names as (codes, names): `names[codes[row]]`; names are sorted."""
+    values = np.empty(count, np.int64 if np.dtype(dtype).itemsize > 4 else np.int32)
+    known: dict[str, int] = {}
+    position = 0
+    with pq.ParquetFile(path, read_dictionary=[column]) as file:
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=[column]):
+            array = batch.column(0)
+            local = [known.setdefault(name, len(known)) for name in array.dictionary.to_pylist()]
+            mapped = np.asarray(local, values.dtype)[array.indices.to_numpy(zero_copy_only=False)]
+            values[position : position + batch.num_rows] = mapped
+            position += batch.num_rows
+    names = sorted(known)
+    final = np.empty(max(len(known), 1), dtype)
+    for place, name in enumerate(names):
+        final[known[name]] = place
+    return final[values], names
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
