@@ -1,0 +1,99 @@
+"""What goes wrong in a run: kept in faults.jsonl, counted, and made to happen on purpose by tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddscale.training.ranks import AgreedError
+
+INJECTION_VARIABLE = "DDSCALE_INJECT"
+_FAULT = re.compile(r"(?P<kind>[a-z-]+)@rank=(?P<rank>\d+),step=(?P<first>\d+)(?:-(?P<last>\d+))?")
+_KINDS = ("nan", "kill", "terminate", "kill-in-checkpoint")
+
+
+class FaultLog:
+    """faults.jsonl of a run: one line per event, written by rank 0, never shortened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, kind: str, step: int, **details: Any) -> None:
+        """Append one event."""
+        event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "kind": kind, **details}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+class SkippedSteps:
+    """Steps that were skipped one after another, and when that is enough."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_a_row = 0
+
+    def applied(self) -> None:
+        self.in_a_row = 0
+
+    def skipped(self, step: int, where: str) -> None:
+        """Count a skipped step; raises AgreedError, on every rank alike, when the limit is reached."""
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise AgreedError(
+                f"step {step}: {self.in_a_row} steps in a row were skipped because the loss or its gradient was "
+                f"not finite ({where}). The weights are those of the last good step. Lower optimiser.lr, lengthen "
+                "schedule.warmup_steps, or look at the windows named in faults.jsonl; max_skipped_steps allows more."
+            )
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Faults that a test orders by the environment variable DDSCALE_INJECT.
+
+    `nan@rank=1,step=5-7` makes rank 1's loss NaN at steps 5 to 7 (the first step is 1); `kill` ends the process
+    as kill -9 does, `terminate` sends it SIGTERM, `kill-in-checkpoint` kills it while that step's checkpoint is
+    written. Several are joined by `;`.
+    """
+
+    faults: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    def from_environment(cls, rank: int) -> Injection:
+        """This rank's faults; raises ValueError for one that cannot be understood."""
+        faults = []
+        for text in filter(None, os.environ.get(INJECTION_VARIABLE, "").split(";")):
+            match = _FAULT.fullmatch(text.strip())
+            if match is None or match["kind"] not in _KINDS:
+                raise ValueError(
+                    f"{INJECTION_VARIABLE}={text!r}: write KIND@rank=R,step=S, KIND one of {', '.join(_KINDS)}."
+                )
+            if int(match["rank"]) == rank:
+                faults.append((match["kind"], int(match["first"]), int(match["last"] or match["first"])))
+        return cls(tuple(faults))
+
+    def at_step(self, step: int) -> None:
+        """Called as a step begins."""
+        if self._ordered("kill", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._ordered("terminate", step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def in_loss(self, loss: torch.Tensor, step: int) -> torch.Tensor:
+        """The loss as it is, or spoilt."""
+        return loss * float("nan") if self._ordered("nan", step) else loss
+
+    def in_checkpoint(self, step: int) -> None:
+        """Called when a checkpoint's files are written and not yet published."""
+        if self._ordered("kill-in-checkpoint", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _ordered(self, kind: str, step: int) -> bool:
+        return any(kind == ordered and first <= step <= last for ordered, first, last in self.faults)

@@ -1,0 +1,86 @@
+"""AdamW for a model's parameters, decayed and not, and its guarded form for runs without ZeRO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddscale.training.settings import TrainingSettings
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in two groups: matrices, which decay, and biases, norms and single tokens, which do not."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        # A parameter that ZeRO-3 has already shared out is empty here; DeepSpeed keeps its real shape aside.
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (decayed if sum(size > 1 for size in shape) > 1 else kept).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+
+
+def make_optimiser(settings: TrainingSettings, module: nn.Module) -> torch.optim.AdamW:
+    """The optimiser given to DeepSpeed, which wraps it according to ZeRO stage and precision."""
+    options: dict[str, Any] = {
+        "lr": settings.optimiser.lr,
+        "betas": tuple(settings.optimiser.betas),
+        "eps": settings.optimiser.eps,
+        # torch's own fused kernel (CPU, CUDA); DeepSpeed's FusedAdam would be compiled on first use.
+        "fused": True,
+    }
+    groups = parameter_groups(module, settings.optimiser.weight_decay)
+    if settings.unwrapped_optimiser:
+        return GuardedAdamW(groups, clip=settings.clip, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def restate(optimiser: Any, settings: TrainingSettings) -> None:
+    """Put the recipe's hyperparameters back after a checkpoint has brought its own along."""
+    for group in optimiser.param_groups:
+        group["betas"] = tuple(settings.optimiser.betas)
+        group["eps"] = settings.optimiser.eps
+        if group["weight_decay"]:
+            group["weight_decay"] = settings.optimiser.weight_decay
+
+
+def set_learning_rate(optimiser: Any, rate: float) -> None:
+    """The rate of the next update, in all groups."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that clips, and that leaves weights and moments alone when a gradient is not finite.
+
+    At ZeRO 1-3 and in half precision DeepSpeed's wrappers do both. At stage 0 in float32 it gives the gradients
+    to the optimiser as they are, and one NaN on one rank would end in every weight of every rank. DeepSpeed reads
+    `overflow` and `_global_grad_norm` from whatever optimiser it has, so the engine counts a skipped step the
+    same way at all stages. Gradients are already averaged over ranks: all of them decide alike.
+    """
+
+    def __init__(self, params: Iterable[Any], clip: float, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.clip = clip
+        self.overflow = False
+        self._global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if self.overflow:
+            return
+        if self.clip and self._global_grad_norm > self.clip:
+            torch._foreach_mul_(gradients, self.clip / (self._global_grad_norm + 1e-6))
+        super().step(closure)

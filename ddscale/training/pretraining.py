@@ -1,0 +1,171 @@
+"""Masked pretraining as a task for the loop: windows, the autoencoder's loss, held-out subjects, the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddscale.models.baselines import channel_mean, linear_interpolation
+from ddscale.models.masked_autoencoder import MaskedAutoencoder
+from ddscale.models.masking import random_mask
+from ddscale.stream.collation import HostBatch
+from ddscale.stream.device import materialise
+from ddscale.stream.loader import Loader
+from ddscale.training.loop import Terms
+from ddscale.training.ranks import Ranks
+from ddscale.training.runs import Display, run
+from ddscale.training.settings import PretrainRecipe
+
+# Which data is seen in which order decides the run; these decide only how fast it is read.
+_MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
+
+
+def pretrain(recipe: PretrainRecipe, ranks: Ranks, display: Display) -> str | None:
+    """Run or continue the recipe; None when it is done, or the name of the signal that stopped it."""
+    return run(recipe, lambda: Pretraining(recipe, ranks), ranks, display)
+
+
+class Pretraining:
+    """Windows of EEG, most tokens hidden: see `ddscale.training.loop.Task` for what each part is for.
+
+    Raises ValueError or OSError when a store cannot be opened or has no held-out windows to validate on.
+    """
+
+    label = "dataset"
+
+    def __init__(self, recipe: PretrainRecipe, ranks: Ranks) -> None:
+        self.recipe = recipe
+        self.ranks = ranks
+        self._loader = Loader(
+            recipe.data,
+            "train",
+            global_batch_size=recipe.global_batch_size,
+            micro_batch_size=recipe.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        self._held_out = self._open_held_out()
+        self._baselines: dict[str, float] | None = None
+        self._reported = 0
+        self.names = list(self._loader.datasets)
+        self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
+        self.flops_per_sample = None
+
+    def make_model(self) -> MaskedAutoencoder:
+        return MaskedAutoencoder(self.recipe.model)
+
+    def identity(self) -> dict[str, Any]:
+        model = self.recipe.model.model_dump(mode="json", exclude={"preset", "activation_checkpointing"})
+        return {"model": model, "data": self.recipe.data.model_dump(mode="json", exclude=_MACHINERY)}
+
+    def state(self) -> dict[str, Any]:
+        return self._loader.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._loader.restore(state)
+
+    def steps(self) -> Iterator[list[HostBatch]]:
+        return iter(self._loader)
+
+    def weight(self, batch: HostBatch) -> float:
+        return float(batch.valid.sum()) * self._values_per_window
+
+    def positions(self, batch: HostBatch) -> list[int]:
+        return [int(position) for position in batch.positions]
+
+    def loss(self, engine: Any, batch: HostBatch) -> Terms:
+        x_BTC, seeds_B, valid_B = self._on_device(batch)
+        output = engine(x_BTC, seeds_B, valid_B)
+        datasets_B = batch.datasets.clamp(min=0).to(self.ranks.device)
+        counted_B = valid_B.double()
+        squared_B = torch.where(valid_B, output.per_sample_mse, 0.0).double()
+        by_name = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.ranks.device)
+        by_name[:, 0].index_add_(0, datasets_B, squared_B)
+        by_name[:, 1].index_add_(0, datasets_B, counted_B)
+        return Terms(output.sum_squared_error, by_name)
+
+    def new_faults(self) -> list[dict[str, Any]]:
+        new = self._loader.faults[self._reported :]
+        self._reported += len(new)
+        return [
+            {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
+            for f in new
+        ]
+
+    @torch.no_grad()
+    def validate(self, engine: Any) -> dict[str, float]:
+        """Loss on the held-out windows, always the same ones, beside two predictions that learn nothing."""
+        assert self._held_out is not None, "validation is only asked for with held-out windows at hand"
+        sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
+        for micro_batches in self._held_out:
+            for batch in micro_batches:
+                x_BTC, seeds_B, valid_B = self._on_device(batch)
+                output = engine(x_BTC, seeds_B, valid_B)
+                sums[0] += output.sum_squared_error
+                sums[1] += output.masked_values
+                if self._baselines is None:
+                    sums[2:] += self._baseline_errors(x_BTC, seeds_B, valid_B)
+        error, count, mean_error, line_error = self.ranks.sum_(sums).tolist()
+        if self._baselines is None:
+            self._baselines = {
+                "val_loss_channel_mean": mean_error / count,
+                "val_loss_interpolation": line_error / count,
+            }
+        return {"val_loss": error / count, **self._baselines}
+
+    def export(self, weights: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]) -> list[str]:
+        from ddscale.models.encoder import EEGEncoder
+        from ddscale.models.saving import save_autoencoder, save_encoder
+
+        model = MaskedAutoencoder(self.recipe.model)
+        model.load_state_dict(dict(weights))
+        save_autoencoder(model, folder / "mae", facts)
+        save_encoder(EEGEncoder.from_autoencoder(self.recipe.model, weights), folder / "encoder", facts)
+        return [f"encoder: {folder / 'encoder'}"]
+
+    def close(self) -> None:
+        self._loader.close()
+        if self._held_out is not None:
+            self._held_out.close()
+
+    @property
+    def _values_per_window(self) -> int:
+        return self.recipe.model.n_masked * self.recipe.model.patch_values
+
+    def _open_held_out(self) -> Loader | None:
+        recipe, ranks = self.recipe, self.ranks
+        if not recipe.validation.every:
+            return None
+        try:
+            return Loader.fixed(
+                recipe.data,
+                "val",
+                windows=recipe.validation.windows,
+                micro_batch_size=recipe.micro_batch_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (To train without held-out subjects, set validation.every: 0.)"
+            ) from error
+
+    def _on_device(self, batch: HostBatch) -> tuple[Tensor, Tensor, Tensor]:
+        device, data = self.ranks.device, self.recipe.data
+        x_BTC = materialise(batch, device, self._loader.step_uv, data.n_channels, data.normalisation)
+        return x_BTC, batch.mask_seeds.to(device), batch.valid.to(device)
+
+    def _baseline_errors(self, x_BTC: Tensor, seeds_B: Tensor, valid_B: Tensor) -> Tensor:
+        model = self.recipe.model
+        _, masked_BM = random_mask(seeds_B, model.n_tokens, model.n_visible)
+        masked_BN = torch.zeros(len(x_BTC), model.n_tokens, dtype=torch.bool, device=x_BTC.device)
+        masked_BN.scatter_(1, masked_BM, True)
+        errors = [
+            (predict(x_BTC, masked_BN) - x_BTC)[valid_B].double().square().sum()
+            for predict in (channel_mean, linear_interpolation)
+        ]
+        return torch.stack(errors)

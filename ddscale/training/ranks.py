@@ -1,0 +1,184 @@
+"""The processes of a run: starting them up, and what they tell each other outside DeepSpeed's own traffic."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# What a person running training can mend; anything else is a defect and shows its traceback.
+USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
+
+# How gloo and NCCL say that the other end of a connection is gone.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
+
+class AgreedError(ValueError):
+    """A failure that every rank knows of, so that one of them is enough to tell it."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up `values` over all ranks, in place; on a GPU the host does not wait."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value` (picklable), by rank. For rare and small things: it is slow."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's `value` (picklable) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Either every rank gets through the block, or AgreedError is raised on every one.
+
+        Without it a rank that fails alone leaves its peers waiting for it in their next collective. The block
+        itself must not contain a collective that a failing rank would miss.
+        """
+        failure: BaseException | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        said = self.gather(None if failure is None else (isinstance(failure, USER_ERRORS), describe(failure)))
+        if failure is not None and not isinstance(failure, USER_ERRORS):
+            raise failure
+        failed = {rank: what for rank, what in enumerate(said) if what is not None}
+        if not failed:
+            return
+        by_message: dict[str, list[int]] = {}
+        for rank, (_, message) in failed.items():
+            by_message.setdefault(message, []).append(rank)
+        lines = [
+            message if len(where) == self.world_size else f"rank {', '.join(map(str, where))}: {message}"
+            for message, where in by_message.items()
+        ]
+        raise AgreedError("\n".join(lines)) from failure
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line for a person, its kind named where the message alone would not do."""
+    text = str(error)
+    return text if isinstance(error, USER_ERRORS) and text else f"{type(error).__name__}: {text}"
+
+
+def start() -> Ranks:
+    """Join the process group that the launcher prepared; without a launcher, be the only rank."""
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    world_size = int(os.environ["WORLD_SIZE"])
+    # DeepSpeed's launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
+    local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that each take all cores slow each other down several times over.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"{local_size} ranks on this node but {torch.cuda.device_count()} GPUs: start one rank per GPU."
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+    deepspeed = quiet_deepspeed()
+    with contextlib.redirect_stdout(io.StringIO()):  # prints that it found its compiled kernel
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        )
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, device)
+
+
+@contextlib.contextmanager
+def session() -> Iterator[Ranks]:
+    """A launcher's shell: the ranks joined inside, and failures told the way a person can use.
+
+    What a user can mend becomes one line on stderr and exit code 1, from one rank if all of them know of it.
+    DDSCALE_TRACEBACK=1 shows where it arose.
+    """
+    me = f"rank {os.environ.get('RANK', '0')}"
+    try:
+        ranks = start()
+        yield ranks
+    except BaseException as error:
+        if os.environ.get("DDSCALE_TRACEBACK") or isinstance(error, SystemExit):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, AgreedError):
+            if os.environ["RANK"] == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        if isinstance(error, USER_ERRORS):
+            print(f"error: {me}: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER):
+            print(
+                f"error: {me} lost contact with another rank, which ended first", file=sys.stderr, flush=True
+            )
+            sys.exit(1)
+        raise
+    # Not after a failure: with a peer gone, leaving the group in order may wait for it.
+    dist.destroy_process_group()
+
+
+def quiet_deepspeed() -> Any:
+    """Import DeepSpeed without its remarks that nobody who runs training can act on."""
+    remarks = logging.getLogger("DeepSpeed")
+    hush = logging.Filter()
+    hush.filter = lambda record: "Setting accelerator to CPU" not in record.getMessage()  # type: ignore[method-assign]
+    remarks.addFilter(hush)
+    # DeepSpeed calls collectives by names that this torch is about to rename: one line per call.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    import deepspeed
+
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
