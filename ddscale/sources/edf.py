@@ -9,6 +9,7 @@ Shapes: C channels, T samples, R data records, S samples of one channel in a rec
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +201,7 @@ def continuous_spans(file: EdfFile, samples: int) -> list[tuple[int, int]]:
         return [(0, n_samples)]
     gaps = np.abs(np.diff(onsets_R) - file.record_s) > 0.5 * file.record_s / samples
     edges = [0, *((np.flatnonzero(gaps) + 1) * samples).tolist(), n_samples]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _integers(raw: bytes, sample_bytes: int) -> np.ndarray:

@@ -48,7 +48,9 @@ def open_with_mne(path: Path, format_name: str, statements: Statements) -> OpenR
     companions.check(path, format_name)
     with quiet():
         raw = _read(path, format_name)
-        recording = from_raw(raw, str(path), format_name, _header_units(path, format_name, raw), statements)
+        units = _header_units(path, format_name, raw)
+        reference = companions.brainvision_reference(path) if format_name == "BrainVision" else None
+        recording = from_raw(raw, str(path), format_name, units, statements, reference)
         with _explained(path, format_name):
             recording.read(
                 recording.n_samples - 1, recording.n_samples
@@ -62,6 +64,7 @@ def from_raw(
     format_name: str,
     header_units: list[tuple[str | None, float]],
     statements: Statements,
+    reference: str | None = None,
 ) -> OpenRecording:
     """An open recording from an MNE Raw.
 
@@ -106,7 +109,7 @@ def from_raw(
         read=read,
         unit=selection.unit,
         unit_source=selection.unit_source,
-        reference=statements.reference,
+        reference=statements.reference or reference,
         spans=_spans(raw),
         meta=_meta(raw, format_name, selection.dropped) | dict(statements.meta),
         close=raw.close,
@@ -212,8 +215,8 @@ def _header_units(path: Path, format_name: str, raw: mne.io.BaseRaw) -> list[tup
     n = len(raw.ch_names)
     if format_name == "GDF":
         extras = raw._raw_extras[0]
-        stated = companions.gdf_units(path)
-        return [(stated[s], float(factor)) for s, factor in zip(extras["sel"], extras["units"], strict=True)]
+        texts = companions.gdf_units(path)
+        return [(texts[s], float(factor)) for s, factor in zip(extras["sel"], extras["units"], strict=True)]
     if format_name == "FIF":
         return [(None, 1.0)] * n
     if format_name == "EGI raw":

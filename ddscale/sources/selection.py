@@ -96,13 +96,13 @@ def select(
     if not kept:
         reasons = "; ".join(f"{count} {reason}" for reason, count in Counter(dropped.values()).most_common())
         raise ValueError(f"{path} has no channel that could be EEG ({reasons}). Exclude it from the source.")
-    unit, source = Counter((unit, source) for *_, unit, source in kept).most_common(1)[0][0]
+    unit, unit_source = Counter((unit, source) for *_, unit, source in kept).most_common(1)[0][0]
     return Selection(
         index=[i for i, *_ in kept],
         channels=[channel for _, channel, *_ in kept],
         scale_C=np.array([scale for _, _, scale, *_ in kept]),
-        unit=unit,
-        unit_source=source,
+        unit={1e6: "V", 1e3: "mV", 1.0: "uV", 1e-3: "nV"}[microvolts_in(unit) or 1.0],
+        unit_source=unit_source,
         dropped=dropped,
     )
 
