@@ -1,0 +1,107 @@
+"""What a result is held against: chance, shuffled pairs, and the interval that the number of pictures allows.
+
+Legend: Q values, one per trial or generated picture; N pictures; G groups of values that belong together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval.
+
+    value; low, high: 95 % interval; values: how many went in; groups: how many independent ones these are.
+    """
+
+    value: float
+    low: float
+    high: float
+    values: int
+    groups: int
+
+
+def estimate(
+    values: NDArray[np.floating],
+    groups: NDArray[np.generic] | None = None,
+    resamples: int = 5_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean of values (Q,) with its percentile bootstrap interval.
+
+    groups (Q,): what the values share: the picture that several samples were made for, or the subject. Whole
+    groups are drawn, for samples of one picture tell little more than one sample does; drawing them singly
+    gives intervals that are too narrow. None: each value stands for itself.
+    Raises ValueError on no values or values that are not finite. One group alone has no interval (NaN).
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"a mean needs a list of at least one value, got shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite: no mean exists."
+        )
+    if groups is None:
+        sums, counts = values, np.ones(len(values))
+    else:
+        if len(groups) != len(values):
+            raise ValueError(f"{len(values)} values but {len(groups)} groups.")
+        members = np.unique(groups, return_inverse=True)[1]
+        sums, counts = np.bincount(members, values), np.bincount(members).astype(np.float64)
+    low, high = float("nan"), float("nan")
+    if len(sums) > 1:
+        means = _bootstrap_means(sums, counts, resamples, seed)
+        tail = 100 * (1 - level) / 2
+        low, high = (float(bound) for bound in np.percentile(means, [tail, 100 - tail]))
+    return Estimate(mean, low, high, len(values), len(sums))
+
+
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: for counts of right answers, and sound near 0 and 1."""
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(
+            f"{successes} successes in {trials} trials: a proportion needs 0 ≤ successes ≤ trials ≥ 1."
+        )
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def shuffled_pairs(n: int, seed: int = 0) -> NDArray[np.int64]:
+    """A random pairing of n pictures in which none keeps its own: for the shuffled-pairs control; (n,).
+
+    Scores of generated pictures against these pictures instead of their own are what a generator gets that
+    knows the data set and nothing of the trial. Every such pairing is equally likely.
+    """
+    if n < 2:
+        raise ValueError(f"shuffling pairs needs at least two pictures, got {n}.")
+    rng = np.random.default_rng(seed)
+    own = np.arange(n)
+    # One permutation in e leaves none at its place; rejection draws among those uniformly.
+    while True:
+        order = rng.permutation(n)
+        if not (order == own).any():
+            return order
+
+
+def _sums_by(members: NDArray[np.int64], values: Floats) -> Floats:
+    return np.bincount(members, values).astype(np.float64)
+
+
+def _bootstrap_means(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
+    """Means of `resamples` draws of whole groups, with replacement."""
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    # Bounded memory: at most about 4 million drawn numbers at once.
+    at_once = max(1, 4_000_000 // len(sums))
+    for start in range(0, resamples, at_once):
+        drawn = rng.integers(0, len(sums), (min(at_once, resamples - start), len(sums)))
+        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
