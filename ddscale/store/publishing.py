@@ -5,11 +5,13 @@ Everything before it can be interrupted at any point and done again; readers see
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 from ddscale.store import layout, sealing, tables, zarr_groups
 from ddscale.store.describing import dataset_entry, totals
 from ddscale.store.identity import SPLITS, Split, split_of
-from ddscale.store.manifest import Blocklist, Manifest, Splitting, StoreFormat, read_manifest
+from ddscale.store.manifest import Blocklist, Manifest, Montage, Splitting, StoreFormat, read_manifest
 from ddscale.store.staging import RejectedStretch, StagedRecording
 
 UNLISTED = "not_a_recording"
@@ -45,21 +47,20 @@ class Terms:
     writer: str = "ddscale"
 
 
-def publish(store: Path, content: StoreFormat, staged: Sequence[StagedRecording], terms: Terms) -> Manifest:
+def publish(store: Path, content: StoreFormat, staged: Iterable[StagedRecording], terms: Terms) -> Manifest:
     """Make all that is staged and sealed part of the store, remove .staging, return the new manifest.
 
-    staged: the recordings since the last publication; those that were in the store before replace their rows.
+    staged: the recordings since the last publication, read once; those that were in the store before replace
+    their rows.
     """
     old = read_manifest(store) if (store / layout.MANIFEST).is_file() else None
-    recordings = _merged(store, old, layout.RECORDINGS, tables.RECORDINGS, staged, _recording_rows(staged))
-    sources = _merged(store, old, layout.SOURCES, tables.SOURCES, staged, _source_rows(staged))
-    rejected = _merged(store, old, layout.REJECTED, tables.REJECTED, staged, _rejected_rows(staged))
+    montages = dict(old.montages) if old else {}
+    fresh = _fresh_tables(staged, montages)
+    recordings = _merged(store, old, layout.RECORDINGS, tables.RECORDINGS, fresh)
+    sources = _merged(store, old, layout.SOURCES, tables.SOURCES, fresh)
+    rejected = _merged(store, old, layout.REJECTED, tables.REJECTED, fresh)
     rejected = _with_unlisted(rejected, terms.datasets)
     records = _records(store, old, terms)
-    montages = dict(old.montages) if old else {}
-    for recording in staged:
-        if recording.montage is not None and recording.records:
-            montages.setdefault(recording.montage.id, recording.montage)
     if content.backend == "zarr":
         zarr_groups.write(store, content, records, montages)
     tables.write(store / layout.SOURCES, sources, tables.SOURCES)
@@ -68,9 +69,8 @@ def publish(store: Path, content: StoreFormat, staged: Sequence[StagedRecording]
         layout.RECORDINGS: tables.write(store / layout.RECORDINGS, recordings, tables.RECORDINGS),
         layout.RECORDS: tables.write(store / layout.RECORDS, records, tables.RECORDS),
     }
-    stated = {name: (entry.licence, entry.url) for name, entry in (old.datasets if old else {}).items()} | {
-        name: (stated.licence, stated.url) for name, stated in terms.datasets.items()
-    }
+    stated = {name: (entry.licence, entry.url) for name, entry in (old.datasets if old else {}).items()}
+    stated |= {name: (entry.licence, entry.url) for name, entry in terms.datasets.items()}
     entries = {
         name: dataset_entry(name, licence, url, records, recordings, rejected, content.sfreq)
         for name, (licence, url) in sorted(stated.items())
@@ -91,19 +91,31 @@ def publish(store: Path, content: StoreFormat, staged: Sequence[StagedRecording]
     return manifest
 
 
+def _fresh_tables(staged: Iterable[StagedRecording], montages: dict[str, Montage]) -> dict[str, pa.Table]:
+    """Rows of the three tables about recordings, built in batches; montages seen first are added to `montages`."""
+    parts: dict[str, list[pa.Table]] = {layout.RECORDINGS: [], layout.SOURCES: [], layout.REJECTED: []}
+    remaining = iter(staged)
+    while True:
+        batch = list(itertools.islice(remaining, 1024))
+        for recording in batch:
+            if recording.montage is not None and recording.n_records:
+                montages.setdefault(recording.montage.id, recording.montage)
+        parts[layout.RECORDINGS].append(tables.table(tables.RECORDINGS, map(_recording_row, batch)))
+        parts[layout.SOURCES].append(tables.table(tables.SOURCES, map(_source_row, batch)))
+        rejected = (row for recording in batch for row in _rejected_rows(recording))
+        parts[layout.REJECTED].append(tables.table(tables.REJECTED, rejected))
+        if not batch:
+            return {name: pa.concat_tables(tables_of) for name, tables_of in parts.items()}
+
+
 def _merged(
-    store: Path,
-    old: Manifest | None,
-    name: str,
-    schema: pa.Schema,
-    staged: Sequence[StagedRecording],
-    rows: list[dict],
+    store: Path, old: Manifest | None, name: str, schema: pa.Schema, fresh: dict[str, pa.Table]
 ) -> pa.Table:
     """The table as published, without the rows of recordings staged anew, and the new rows; sorted."""
-    merged = tables.table(schema, rows)
+    merged = fresh[name]
     if old is not None:
         known = tables.read(store / name, schema)
-        again = pa.array([f"{recording.dataset}/{recording.recording}" for recording in staged], pa.string())
+        again = _full_names(fresh[layout.SOURCES])
         merged = pa.concat_tables([known.filter(pc.invert(pc.is_in(_full_names(known), again))), merged])
     order = [name for name in ("dataset", "recording", "start_s", "channel") if name in schema.names]
     plain = [merged[name].cast(pa.float64() if name == "start_s" else pa.string()) for name in order]
@@ -117,40 +129,34 @@ def _full_names(rows: pa.Table) -> pa.ChunkedArray:
     )
 
 
-def _recording_rows(staged: Sequence[StagedRecording]) -> list[dict]:
-    return [
-        {
-            **recording.model_dump(include=set(tables.RECORDINGS.names)),
-            "montage": recording.montage.id if recording.montage else None,
-            "records": len(recording.records),
-            "meta": json.dumps(recording.meta, ensure_ascii=False, sort_keys=True),
-        }
-        for recording in staged
-    ]
+def _recording_row(recording: StagedRecording) -> dict[str, Any]:
+    return {
+        **recording.model_dump(include=set(tables.RECORDINGS.names)),
+        "montage": recording.montage.id if recording.montage else None,
+        "records": recording.n_records,
+        "meta": json.dumps(recording.meta, ensure_ascii=False, sort_keys=True),
+    }
 
 
-def _source_rows(staged: Sequence[StagedRecording]) -> list[dict]:
-    return [recording.model_dump(include=set(tables.SOURCES.names)) for recording in staged]
+def _source_row(recording: StagedRecording) -> dict[str, Any]:
+    return recording.model_dump(include=set(tables.SOURCES.names))
 
 
-def _rejected_rows(staged: Sequence[StagedRecording]) -> list[dict]:
-    rows = []
-    for recording in staged:
-        stretches = recording.rejected
-        if recording.status == "quarantined":
-            length = recording.seconds_found or None
-            stretches = [
-                *(stretch for stretch in stretches if stretch.channel is not None),
-                RejectedStretch(
-                    start_s=None if length is None else 0.0,
-                    stop_s=length,
-                    reason=recording.reason or "",
-                    detail=recording.detail or "",
-                ),
-            ]
-        name = {"dataset": recording.dataset, "recording": recording.recording}
-        rows += [name | stretch.model_dump() for stretch in stretches]
-    return rows
+def _rejected_rows(recording: StagedRecording) -> list[dict[str, Any]]:
+    stretches = recording.rejected
+    if recording.status == "quarantined":
+        length = recording.seconds_found or None
+        stretches = [
+            *(stretch for stretch in stretches if stretch.channel is not None),
+            RejectedStretch(
+                start_s=None if length is None else 0.0,
+                stop_s=length,
+                reason=recording.reason or "",
+                detail=recording.detail or "",
+            ),
+        ]
+    name = {"dataset": recording.dataset, "recording": recording.recording}
+    return [name | stretch.model_dump() for stretch in stretches]
 
 
 def _with_unlisted(rejected: pa.Table, datasets: dict[str, DatasetTerms]) -> pa.Table:

@@ -78,6 +78,7 @@ class StagedRecording(_Part):
     meta: dict[str, Any] = {}
     notes: list[str] = []
     """What the person who started the ingest should read, though the recording was kept."""
+    n_records: int = 0
     records: list[StagedRecord] = []
     rejected: list[RejectedStretch] = []
 
@@ -129,6 +130,7 @@ def stage(
         done = recording.model_copy(
             update={
                 "records": staged,
+                "n_records": len(staged),
                 "seconds_kept": sum(record.samples for record in staged) / content.sfreq,
                 "clipped": sum(record.clipped for record in staged),
             }
@@ -216,12 +218,13 @@ def write_error(store: Path, error: OSError) -> StoreWriteError:
     )
 
 
-def read_sidecars(store: Path) -> list[StagedRecording]:
-    """All recordings staged so far, sorted by dataset and recording."""
-    folder = store / layout.STAGING / FRAGMENTS
-    staged = []
-    for path in folder.glob("*/*.json"):
-        if path.name.startswith("."):
-            continue
-        staged.append(StagedRecording.model_validate_json(path.read_bytes()))
-    return sorted(staged, key=lambda recording: (recording.dataset, recording.recording))
+def read_sidecar(store: Path, dataset: str, recording: str) -> StagedRecording | None:
+    """What was staged of a recording, or None when nothing is, or not yet whole."""
+    path = sidecar_path(store, dataset, recording)
+    return StagedRecording.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def staged_names(store: Path) -> list[tuple[str, str]]:
+    """(dataset, recording) of everything staged so far, sorted."""
+    found = (store / layout.STAGING / FRAGMENTS).glob("*/*.json")
+    return sorted((path.parent.name, path.stem) for path in found if not path.name.startswith("."))

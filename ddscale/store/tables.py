@@ -75,7 +75,8 @@ RECORDINGS = _schema(
     line_freq=(pa.float64(), "Hz, mains frequency that was found or stated; null: none"),
     clipped=(pa.int64(), "values at the limit of the integer range"),
     largest_quantisation_error_uV=(pa.float64(), "µV"),
-    meta=(pa.string(), "JSON: device, filters, notes"),
+    meta=(pa.string(), "JSON: device, filters, what the source left out"),
+    notes=(pa.list_(pa.string()), "what a person should read, though the recording was kept"),
 )
 
 SOURCES = _schema(
