@@ -1,16 +1,20 @@
 """Micro-batches on the host: windows of different channel counts packed one after another, nothing padded.
 
-B samples, T samples of a window, C channels of a recording.
+B windows of a micro-batch, T samples of a window, C channels of a recording.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ddscale.store import Store
+from ddscale.stream.order import Order
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,115 @@ class HostBatch:
         size = self.window_samples * group.channels
         start = group.offset + (place - group.first) * size
         return self.flat[start : start + size].view(self.window_samples, group.channels)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A window that could not be read."""
+
+    position: int
+    dataset: str
+    record: str
+    """Key of the record."""
+    cause: str
+
+
+class Slot:
+    """A buffer that micro-batches are read into, again and again; pinned when there is a CUDA device."""
+
+    def __init__(self, elements: int, dtype: str):
+        self.flat = torch.empty(elements, dtype=getattr(torch, dtype), pin_memory=torch.cuda.is_available())
+        self.values = self.flat.numpy()
+        self.batch: HostBatch | None = None
+
+    def wait_until_copied(self) -> None:
+        """Return once no device copies from the buffer any more."""
+        if self.batch is not None and self.batch.in_flight is not None:
+            self.batch.in_flight.synchronize()
+
+
+class Collator:
+    """Reads the windows of a micro-batch into a slot; called by several reader threads at once.
+
+    positions_of: number of a micro-batch -> (B,) int64 positions, -1 where there is none (filled up with zeros).
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        order: Order,
+        positions_of: Callable[[int], NDArray[np.int64]],
+        datasets: Sequence[str],
+        window_samples: int,
+    ):
+        self._stores = tuple(stores)
+        self._order = order
+        self._positions_of = positions_of
+        self._datasets = tuple(datasets)
+        self._window_samples = window_samples
+
+    def __call__(self, number: int, slot: Slot) -> tuple[HostBatch, list[Fault]]:
+        """Fill the slot with micro-batch `number`; also says which windows could not be read."""
+        slot.wait_until_copied()
+        positions = self._positions_of(number)
+        real = positions >= 0
+        assigned = self._order.at(positions[real])
+        channels = np.ones(len(positions), np.int64)
+        channels[real] = assigned.located.channels
+        datasets = np.full(len(positions), -1, np.int64)
+        datasets[real] = assigned.located.dataset
+        seeds = np.zeros(len(positions), np.int64)
+        seeds[real] = assigned.mask_seeds
+        packing = pack(channels, self._window_samples)
+
+        valid = real.copy()
+        faults = []
+        at = assigned.located
+        sources = zip(
+            np.flatnonzero(real).tolist(),
+            at.store.tolist(),
+            at.row.tolist(),
+            at.start.tolist(),
+            at.channels.tolist(),
+            packing.offsets[real].tolist(),
+            strict=True,
+        )
+        T, values = self._window_samples, slot.values
+        for sample, store, row, start, C, offset in sources:
+            out_TC = values[offset : offset + T * C].reshape(T, C)
+            try:
+                self._stores[store].read_into(row, start, start + T, out_TC)
+            except OSError as error:
+                out_TC[...] = 0
+                valid[sample] = False
+                faults.append(
+                    Fault(
+                        int(positions[sample]),
+                        self._datasets[datasets[sample]],
+                        self._key(store, row),
+                        str(error),
+                    )
+                )
+            except Exception as error:
+                error.add_note(
+                    f"while reading samples {start} to {start + T} of record {self._key(store, row)}"
+                )
+                raise
+        for sample in np.flatnonzero(~real).tolist():
+            offset = int(packing.offsets[sample])
+            values[offset : offset + T] = 0
+        slot.batch = HostBatch(
+            flat=slot.flat[: packing.size],
+            groups=packing.groups,
+            rows=torch.from_numpy(packing.rows),
+            window_samples=T,
+            channels=torch.from_numpy(channels),
+            positions=torch.from_numpy(positions),
+            mask_seeds=torch.from_numpy(seeds),
+            datasets=torch.from_numpy(datasets),
+            valid=torch.from_numpy(valid),
+        )
+        return slot.batch, faults
+
+    def _key(self, store: int, row: int) -> str:
+        return str(self._stores[store].table(["key"])["key"][row].as_py())

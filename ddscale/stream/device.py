@@ -1,10 +1,99 @@
-"""From packed int16 windows to the model's input, on the device that trains."""
-from __future__ import annotations
-import torch
-from ddscale.stream.collation import HostBatch
-from ddscale.stream.settings import Normalisation
+"""From packed integers to the model's input, on the device that trains.
 
-def materialise(batch: HostBatch, device: torch.device | str, step_uv: float, n_channels: int,
-                normalisation: Normalisation) -> torch.Tensor:
-    """x (B, T, n_channels) float32 on `device`, samples in the order of their positions."""
-    raise NotImplementedError
+B batch, n windows of one channel count, T samples, C channels of a recording.
+
+A window's statistics are sums of whole numbers held in float64, so they are exact: neither the batch a window
+is in, nor the order of a device's summation, nor the device itself changes a bit of the result. (float32 stores
+are not whole numbers; there the last bits may differ between devices.)
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ddscale.stream.collation import HostBatch
+from ddscale.stream.hashing import below
+from ddscale.stream.settings import Normalisation, ZScore
+
+# Values normalised at once on a CPU: with its float64 copies this stays within a core's second-level cache.
+_CPU_CHUNK = 2**16
+
+
+def materialise(
+    batch: HostBatch,
+    device: torch.device | str,
+    step_uv: float,
+    n_channels: int,
+    normalisation: Normalisation,
+) -> torch.Tensor:
+    """Dequantise, normalise and fit to n_channels.
+
+    step_uv: µV of one step of an int16 store; 1.0 for a float32 store.
+    Returns (B, T, n_channels) float32 on `device`, samples in the order of their positions. Fewer than n_channels
+    channels are tiled (channel k is the recording's k % C); of more, a contiguous run is kept whose start is a hash
+    of the sample's mask seed. Invalid windows are 0.
+    """
+    device = torch.device(device)
+    flat = batch.flat.to(device, non_blocking=True)
+    if device.type == "cuda":
+        batch.in_flight = torch.cuda.Event()
+        batch.in_flight.record()
+    B, T = len(batch), batch.window_samples
+    x_BTC = torch.empty(B, T, n_channels, dtype=torch.float32, device=device)
+    for group in batch.groups:
+        samples = batch.rows[group.first : group.first + group.count]
+        size = group.count * T * group.channels
+        windows_nTC = flat[group.offset : group.offset + size].view(group.count, T, group.channels)
+        # One montage in the batch is the usual case: its windows are already where they belong.
+        together = group.count == B
+        out_nTC = x_BTC if together else torch.empty(group.count, T, n_channels, device=device)
+        starts = _crop_starts(batch, samples, group.channels, n_channels)
+        chunk = max(1, _CPU_CHUNK // (T * group.channels)) if device.type == "cpu" else group.count
+        for first in range(0, group.count, chunk):
+            part = slice(first, first + chunk)
+            kept_nTC = windows_nTC[part]
+            if starts is not None:
+                kept_nTC = _crop(kept_nTC, starts[part].to(device), n_channels)
+            _tile(_normalise(kept_nTC, step_uv, normalisation), out_nTC[part])
+        if not together:
+            x_BTC.index_copy_(0, samples.to(device), out_nTC)
+    return x_BTC
+
+
+def _normalise(windows_nTC: torch.Tensor, step_uv: float, how: Normalisation) -> torch.Tensor:
+    """Stored values (n, T, C) to normalised float32."""
+    if isinstance(how, ZScore):
+        exact = windows_nTC.double()
+        T = exact.shape[1]
+        mean = exact.sum(dim=1, keepdim=True) / T
+        variance = exact.square_().sum(dim=1, keepdim=True) / T - mean.square()
+        deviation = variance.clamp_(min=0).sqrt_().clamp_(min=how.eps_uv / step_uv)
+        x = windows_nTC.float().sub_(mean.float()).mul_(deviation.reciprocal_().float())
+    else:
+        x = windows_nTC.float() * (step_uv / how.by_uv)
+    return x if how.clip is None else x.clamp_(-how.clip, how.clip)
+
+
+def _crop_starts(
+    batch: HostBatch, samples: torch.Tensor, channels: int, n_channels: int
+) -> torch.Tensor | None:
+    """First channel kept of each window of a group, int64 (n,); None where all channels fit."""
+    if channels <= n_channels:
+        return None
+    seeds = batch.mask_seeds[samples].numpy()
+    spare = torch.full((len(seeds),), channels - n_channels + 1, dtype=torch.int64)
+    return torch.from_numpy(below(seeds, spare.numpy(), "channel crop"))
+
+
+def _crop(windows_nTC: torch.Tensor, starts_n: torch.Tensor, n_channels: int) -> torch.Tensor:
+    kept = starts_n[:, None, None] + torch.arange(n_channels, device=windows_nTC.device)
+    return windows_nTC.gather(2, kept.expand(-1, windows_nTC.shape[1], -1))
+
+
+def _tile(windows_nTC: torch.Tensor, out_nTC: torch.Tensor) -> None:
+    """Repeat channels until out's last dimension is full: whole copies first, then the first few again."""
+    channels = windows_nTC.shape[-1]
+    copies, rest = divmod(out_nTC.shape[-1], channels)
+    whole = copies * channels
+    out_nTC[..., :whole].unflatten(-1, (copies, channels)).copy_(windows_nTC.unsqueeze(-2))
+    out_nTC[..., whole:].copy_(windows_nTC[..., :rest])

@@ -28,15 +28,17 @@ def named_seed(*parts: object, bits: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=bits // 8).digest(), "little")
 
 
+def stream(state: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Outputs `numbers` (from 0) of the SplitMix64 generator that starts at `state`, each without the ones before."""
+    return splitmix64(np.uint64(state) + numbers.astype(np.uint64) * _GAMMA)
+
+
 def mask_seeds(seed: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each position p the (p+1)-th output of a SplitMix64 stream owned by `seed`, without its lowest bit.
+    """For each position its output in a SplitMix64 stream owned by `seed`, without the lowest bit.
 
     positions: int64 array, not negative. Returns int64 of the same shape, 0 <= value < 2**63.
     """
-    stream = np.uint64(named_seed("ddscale masks", seed, bits=64))
-    with np.errstate(over="ignore"):
-        states = stream + positions.astype(np.uint64) * _GAMMA
-        return (splitmix64(states) >> np.uint64(1)).astype(np.int64)
+    return (stream(named_seed("ddscale masks", seed, bits=64), positions) >> np.uint64(1)).astype(np.int64)
 
 
 def below(seeds: NDArray[np.int64], limits: NDArray[np.int64], purpose: str) -> NDArray[np.int64]:
@@ -45,6 +47,5 @@ def below(seeds: NDArray[np.int64], limits: NDArray[np.int64], purpose: str) -> 
     seeds, limits: int64 arrays of one shape, limits positive. The modulo's bias is below limit / 2**63.
     """
     salt = np.uint64(named_seed("ddscale", purpose, bits=64))
-    with np.errstate(over="ignore"):
-        mixed = splitmix64(seeds.astype(np.uint64) ^ salt) >> np.uint64(1)
-    return (mixed.astype(np.int64)) % limits
+    mixed = splitmix64(seeds.astype(np.uint64) ^ salt) >> np.uint64(1)
+    return mixed.astype(np.int64) % limits

@@ -1,29 +1,311 @@
-"""The loader: what a rank iterates over."""
+"""The loader: what each rank iterates over, step after step, from any position on."""
+
 from __future__ import annotations
-from collections.abc import Iterator, Mapping, Sequence
+
+import logging
+import time
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
-from ddscale.stream.collation import HostBatch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddscale.store import Store, open_store
+from ddscale.stream.collation import Collator, Fault, HostBatch, Slot
+from ddscale.stream.hashing import named_seed
+from ddscale.stream.order import Order
+from ddscale.stream.readers import ReadAhead
 from ddscale.stream.settings import StreamSettings
+from ddscale.stream.windows import WindowIndex
+
+_log = logging.getLogger(__name__)
+
 
 class Loader:
-    """Signatures first; the rest lands shortly.
+    """The windows of one rank, as lists of micro-batches, one list a step; endless.
 
-    with Loader(settings, "train", global_batch_size=64, micro_batch_size=16, rank=0, world_size=2) as loader:
-        loader.restore(state)                      # optional, before the first step
-        for micro_batches in loader:               # list[HostBatch], endless for training
-            x = materialise(batch, device, loader.step_uv, settings.n_channels, settings.normalisation)
+    Global batch number k is positions k * G ... (k + 1) * G - 1 after the start; rank r of W takes r, r + W, r + 2W...
+    of them, and its micro-batches are consecutive pieces of that. Epochs follow each other without any boundary.
 
-    Attributes: settings, datasets (list[str]; HostBatch.datasets indexes it), step_uv, sfreq, windows_per_epoch,
-    samples_seen (positions handed out, over all ranks), waited_s (seconds the caller waited for data, total),
-    faults (list[Fault(position, dataset, record, cause)], each record once), unreadable_windows (int).
+        with Loader(settings, "train", global_batch_size=64, micro_batch_size=16, rank=0, world_size=2) as loader:
+            for micro_batches in loader:
+                for batch in micro_batches:
+                    x_BTC = materialise(batch, device, loader.step_uv, settings.n_channels, settings.normalisation)
+
+    A step's buffers are filled anew once the next step is asked for.
+
+    stores: opened already, to share them between loaders; by default those the settings name.
+    Raises ValueError for stores, split, weights or batch sizes that do not fit, with what to change.
     """
-    def __init__(self, settings: StreamSettings, split: str = "train", *, global_batch_size: int,
-                 micro_batch_size: int, rank: int = 0, world_size: int = 1, start_position: int = 0,
-                 stores: Sequence[Any] | None = None) -> None: ...
+
+    settings: StreamSettings
+    datasets: list[str]
+    """Names that `HostBatch.datasets` counts."""
+    step_uv: float
+    """µV of one step of the windows' integers; 1.0 for float32 stores."""
+    sfreq: float
+    """Hz."""
+    window_s: float
+    """Seconds in a window."""
+    windows_per_epoch: int
+    """Windows of the split; without weights also positions of one epoch."""
+    samples_seen: int
+    """Positions handed out so far, of all ranks together; the position of the next global batch."""
+    waited_s: float
+    """Seconds that the caller has waited for data so far."""
+    faults: list[Fault]
+    """Records this rank could not read, each once."""
+    unreadable_windows: int
+    """Windows this rank replaced by zeros."""
+
+    def __init__(
+        self,
+        settings: StreamSettings,
+        split: str = "train",
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_position: int = 0,
+        stores: Sequence[Store] | None = None,
+    ):
+        _check_batches(global_batch_size, micro_batch_size, rank, world_size)
+        self.settings = settings
+        self._stores = open_stores(settings) if stores is None else stores
+        index = WindowIndex(self._stores, split, settings)
+        self._order = Order(index, settings)
+        if rank == 0 and index.unmatched_blocklist:
+            _log.warning(
+                "data.blocklist: nothing in the stores is called %s. Check the spelling.",
+                ", ".join(index.unmatched_blocklist),
+            )
+        self.split = split
+        self.datasets = index.datasets
+        self.step_uv = float(self._stores[0].step) if self._stores[0].dtype == "int16" else 1.0
+        self.sfreq = index.sfreq
+        self.window_s = settings.window_samples / index.sfreq
+        self.windows_per_epoch = len(self._order)
+        self.samples_seen = start_position
+        self.waited_s = 0.0
+        self.faults = []
+        self.unreadable_windows = 0
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._micro_batches = global_batch_size // (world_size * micro_batch_size)
+        self._rank, self._world_size = rank, world_size
+        self._end: int | None = None
+        self._max_channels = index.max_channels
+        self._slots: list[Slot] = []
+        self._ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]] | None = None
+
     @classmethod
-    def fixed(cls, settings: StreamSettings, split: str = "val", *, windows: int, micro_batch_size: int,
-              rank: int = 0, world_size: int = 1, stores: Sequence[Any] | None = None) -> Loader: ...
-    def __iter__(self) -> Iterator[list[HostBatch]]: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
+    def fixed(
+        cls,
+        settings: StreamSettings,
+        split: str = "val",
+        *,
+        windows: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        stores: Sequence[Store] | None = None,
+    ) -> Loader:
+        """The same windows whenever it is iterated, one micro-batch a step, for validation.
+
+        windows: how many in all; a sample drawn by the seed from the whole split in natural proportions (whatever the
+        mixture that is trained on), or the whole split when it has fewer.
+        Every rank has the same number of batches: the last are filled up with `valid` False, position -1.
+        """
+        if windows < 1:
+            raise ValueError(f"validation on {windows} windows: ask for at least 1.")
+        natural = settings.model_copy(update={"weights": None, "shuffle": "global"})
+        loader = cls(
+            natural,
+            split,
+            global_batch_size=world_size * micro_batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=rank,
+            world_size=world_size,
+            stores=stores,
+        )
+        loader._end = min(windows, loader.windows_per_epoch)
+        return loader
+
+    def __iter__(self) -> Loader:
+        if self._end is not None:
+            self._go_to(0)
+        return self
+
+    def __next__(self) -> list[HostBatch]:
+        asked = time.perf_counter()
+        if self._ahead is None:
+            self._ahead = self._read_ahead()
+        self._ahead.release()
+        step = []
+        try:
+            for _ in range(self._micro_batches):
+                batch, faults = self._ahead.take()
+                step.append(batch)
+                self._note(faults)
+        except BaseException:
+            self.close()
+            raise
+        self.samples_seen += self._global_batch_size
+        self.waited_s += time.perf_counter() - asked
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, JSON-able: how far it is, and what the order depends on."""
+        return {
+            "samples_seen": self.samples_seen,
+            "stores": [{"path": str(store.path), "fingerprint": store.fingerprint} for store in self._stores],
+            "order": self._order_settings(),
+            "probe": self._probe(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the number of ranks and the batch size may have changed since.
+
+        Raises ValueError when positions would now mean other windows: another store, other settings, another grain.
+        """
+        before = [entry["fingerprint"] for entry in state["stores"]]
+        now = [store.fingerprint for store in self._stores]
+        if before != now:
+            raise ValueError(
+                f"The stores are not those of the checkpoint. Then: {_name_stores(state['stores'])}. "
+                f"Now: {_name_stores(self.state()['stores'])}. The order of windows rests on them: "
+                "give data.stores as they were, or start a new run from the checkpoint's weights."
+            )
+        mine = self._order_settings()
+        changed = [
+            f"data.{key} was {state['order'].get(key)!r} and is {value!r}"
+            for key, value in mine.items()
+            if state["order"].get(key) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"The order of windows is not the checkpoint's: {'; '.join(changed)}. "
+                "Set it back to resume, or start a new run from the checkpoint's weights."
+            )
+        if state["probe"] != self._probe():
+            raise ValueError(
+                "The same settings no longer give the checkpoint's order of windows, so grain's permutation must have "
+                "changed: install the version of grain in the run's environment.json to resume this run."
+            )
+        self._go_to(int(state["samples_seen"]))
+
+    def close(self) -> None:
+        """Stop reading ahead and end the reader threads; iterating again starts them anew."""
+        if self._ahead is not None:
+            self._closing()
+            self._ahead = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _go_to(self, position: int) -> None:
+        self.close()
+        self.samples_seen = position
+
+    def _read_ahead(self) -> ReadAhead[Slot, tuple[HostBatch, list[Fault]]]:
+        settings, end = self.settings, self._end
+        threads = settings.reader_threads
+        if not self._slots:
+            # A step in the caller's hands, and another being read: or the device would wait for all but the first
+            # micro-batches of every step.
+            count = self._micro_batches + (max(settings.prefetch, self._micro_batches) if threads else 0)
+            size = self._micro_batch_size * settings.window_samples * self._max_channels
+            self._slots = [Slot(size, self._stores[0].dtype) for _ in range(count)]
+        collator = Collator(
+            self._stores,
+            self._order,
+            _Positions(
+                self.samples_seen,
+                end,
+                self._global_batch_size,
+                self._micro_batch_size,
+                self._rank,
+                self._world_size,
+            ),
+            self.datasets,
+            settings.window_samples,
+        )
+        last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)
+        ahead = ReadAhead(collator, self._slots, threads, last)
+        # A loader that is dropped without close() must not leave threads behind, nor must the end of the program.
+        self._closing = weakref.finalize(self, ahead.close)
+        return ahead
+
+    def _note(self, faults: list[Fault]) -> None:
+        self.unreadable_windows += len(faults)
+        known = {(fault.dataset, fault.record) for fault in self.faults}
+        for fault in faults:
+            if (fault.dataset, fault.record) not in known:
+                known.add((fault.dataset, fault.record))
+                self.faults.append(fault)
+        if len(self.faults) > self.settings.max_unreadable:
+            first = "; ".join(f"{fault.record}: {fault.cause}" for fault in self.faults[:3])
+            raise OSError(
+                f"Rank {self._rank} could not read {len(self.faults)} records, and data.max_unreadable is "
+                f"{self.settings.max_unreadable}. The first: {first}. Check the disk, and the stores with "
+                "`ddscale verify`; copy or ingest again what is damaged."
+            )
+
+    def _order_settings(self) -> dict[str, Any]:
+        keys = ["window_samples", "overlap", "weights", "shuffle", "seed", "blocklist"]
+        if self.settings.shuffle == "block":
+            keys.append("block_shards")
+        return {"split": self.split, **{key: getattr(self.settings, key) for key in keys}}
+
+    def _probe(self) -> int:
+        """A hash of the order's beginning: notices a permutation that changed underneath."""
+        return named_seed(*self._order.windows_at(np.arange(16)).tolist(), bits=32)
+
+
+class _Positions:
+    """Number of a rank's micro-batch, counted from `start` -> its positions."""
+
+    def __init__(
+        self, start: int, end: int | None, global_batch: int, micro_batch: int, rank: int, world_size: int
+    ):
+        self._start, self._end = start, end
+        self._global_batch = global_batch
+        self._per_step = global_batch // (world_size * micro_batch)
+        self._in_batch = rank + world_size * np.arange(micro_batch, dtype=np.int64)
+        self._stride = world_size * micro_batch
+
+    def __call__(self, number: int) -> NDArray[np.int64]:
+        step, part = divmod(number, self._per_step)
+        positions = self._start + step * self._global_batch + part * self._stride + self._in_batch
+        return positions if self._end is None else np.where(positions < self._end, positions, -1)
+
+
+def open_stores(settings: StreamSettings) -> list[Store]:
+    """The stores the settings name, in that order; raises what `open_store` raises."""
+    return [open_store(path) for path in settings.stores]
+
+
+def _check_batches(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:
+    if micro_batch_size < 1 or global_batch_size < 1:
+        raise ValueError(
+            f"Batches of {global_batch_size} in pieces of {micro_batch_size}: both must be at least 1."
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"Rank {rank} of {world_size}: ranks count from 0 to world size - 1.")
+    at_once = world_size * micro_batch_size
+    if global_batch_size % at_once:
+        lower, upper = global_batch_size // at_once * at_once, -(-global_batch_size // at_once) * at_once
+        near = f"{lower} or {upper}" if lower else f"{upper}"
+        raise ValueError(
+            f"A global batch of {global_batch_size} cannot be divided among {world_size} ranks in micro-batches of "
+            f"{micro_batch_size} ({at_once} at once): set global_batch_size to {near}, or change micro_batch_size."
+        )
+
+
+def _name_stores(entries: Sequence[Mapping[str, str]]) -> str:
+    return ", ".join(f"{entry['path']} ({entry['fingerprint'][:16]})" for entry in entries)

@@ -82,7 +82,8 @@ class StreamSettings(Settings):
     (pinned) memory."""
 
     blocklist: list[str] = []
-    """`dataset/recording` or `dataset/subject`, as the store names them, whose windows must not be seen."""
+    """`dataset/recording` or `dataset/subject` whose windows must not be seen; a subject of a store with a secret
+    salt by its hash."""
 
     max_unreadable: int = Field(default=100, ge=0)
     """Records that may turn out unreadable on a rank, each replaced by invalid zeros, before the run stops."""
@@ -92,8 +93,18 @@ class StreamSettings(Settings):
     def _no_store_twice(cls, stores: list[str]) -> list[str]:
         twice = sorted({store for store in stores if stores.count(store) > 1})
         if twice:
-            raise ValueError(f"named twice: {', '.join(twice)}. To see a dataset more often give it a weight.")
+            raise ValueError(
+                f"named twice: {', '.join(twice)}. To see a dataset more often give it a weight."
+            )
         return stores
+
+    @field_validator("blocklist")
+    @classmethod
+    def _blocklist_names_datasets(cls, blocklist: list[str]) -> list[str]:
+        bare = [entry for entry in blocklist if not all(entry.partition("/"))]
+        if bare:
+            raise ValueError(f"{', '.join(bare)}: write `dataset/recording` or `dataset/subject`.")
+        return blocklist
 
     @field_validator("weights")
     @classmethod
