@@ -73,14 +73,14 @@ def low_pass_end(h_freq: float, nyquist: float) -> float:
     return h_freq + min(max(h_freq * 0.25, 2.0), nyquist - h_freq) / 2
 
 
-def fft_length(n_kernel: int, n_channels: int) -> int:
-    """FFT length for overlap-save with a kernel of n_kernel taps.
+def fft_length(n_taps: int, n_channels: int) -> int:
+    """FFT length for overlap-save with a kernel of n_taps, a power of two.
 
-    Longer blocks waste less on the overlap; blocks over 65,536 samples run slower (they leave the cache), and a
-    chunk of all channels should stay near 64 MB. Whatever these say, at least half of a block must be new samples.
+    Longer blocks waste less on the overlap, but past 32,768 samples they leave the cache and run slower, and the
+    new samples of all channels together should stay near 64 MB. Whatever these say, half of a block must be new.
     """
-    longest = min(65536, max(4096, 2**26 // (8 * n_channels)))
-    return int(2 ** np.ceil(np.log2(max(2 * n_kernel, min(16 * n_kernel, longest), 4096))))
+    longest = min(32768, 2**26 // (8 * n_channels))
+    return 1 << (max(2 * n_taps, min(8 * n_taps, longest), 4096) - 1).bit_length()
 
 
 class StreamingFIR:

@@ -24,7 +24,7 @@ Read = Callable[[int, int], np.ndarray]
 # A low-pass this close to the recording's Nyquist frequency would need a filter of more than 6.6 s and would
 # have nothing left to remove.
 _LOW_PASS_ROOM_HZ = 0.5
-_CHANNELS_AT_ONCE = 8  # their blocks of 32,768 samples stay in a 2 MB cache
+_CHANNELS_AT_ONCE = 4  # their blocks of 32,768 samples and spectra stay in a 2 MB cache
 
 
 class Preprocessing(BaseModel):

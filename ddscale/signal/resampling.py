@@ -56,6 +56,8 @@ def _groups(up: int, down: int) -> tuple[int, int, int, tuple[_Group, ...]]:
     """(outputs per period, inputs per period, reach of the filter in inputs, the period's groups)."""
     import scipy.signal
 
+    if up == down == 1:
+        return 1, 1, 0, ()
     half = 10 * max(up, down)
     taps = up * scipy.signal.firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))
     repeats = max(1, round(_GROUP / up))
