@@ -185,14 +185,18 @@ class Meter:
         at_low, at_high = np.nonzero(cells.at_low_CK), np.nonzero(cells.at_high_CK)
         self._open.raw.append(
             _RawCells(
-                ~cells.finite_CK, cells.flat_CK, at_low, cells.low_CK[at_low], at_high, cells.high_CK[at_high]
+                ~cells.finite_CK,
+                cells.flat_CK & whole,
+                at_low,
+                cells.low_CK[at_low],
+                at_high,
+                cells.high_CK[at_high],
             )
         )
 
     def _clipped(self, raw: _RawCells) -> np.ndarray:
-        alive_C = (
-            self._highest_C - self._lowest_C >= self._settings.flat_uV
-        )  # a dead channel is flat, not clipped
+        # A dead channel rests on both of its extremes: it is flat, not clipped.
+        alive_C = self._highest_C - self._lowest_C >= self._settings.flat_uV
         clipped_CK = np.zeros(raw.flat_CK.shape, bool)
         clipped_CK[raw.at_low] = (raw.low == self._lowest_C[raw.at_low[0]]) & alive_C[raw.at_low[0]]
         clipped_CK[raw.at_high] |= (raw.high == self._highest_C[raw.at_high[0]]) & alive_C[raw.at_high[0]]
