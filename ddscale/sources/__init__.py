@@ -1,4 +1,4 @@
-"""Where recordings come from: folders of EEG files, BIDS and MOABB datasets, arrays, and simulated recordings.
+"""Where recordings come from: folders of EEG files, arrays, BIDS and MOABB datasets, and simulated recordings.
 
     source = FilesSource(kind="files", dataset="clinic", folder="/data/clinic", subject=r"(patient\\d+)/")
     listing = list_recordings(source)
@@ -14,12 +14,29 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ddscale.sources.arrays import ArraysSource, list_arrays
+from ddscale.sources.bids import BidsSource, list_bids
 from ddscale.sources.files import FilesSource, list_files
+from ddscale.sources.moabb import MoabbSource, list_moabb
 from ddscale.sources.recording import Listing, OpenRecording, Recording
+from ddscale.sources.simulated import SimulatedSource, list_simulated
 
-SourceSettings = Annotated[FilesSource, Field()]
+SourceSettings = Annotated[
+    FilesSource | ArraysSource | BidsSource | MoabbSource | SimulatedSource, Field(discriminator="kind")
+]
 
-__all__ = ["FilesSource", "Listing", "OpenRecording", "Recording", "SourceSettings", "list_recordings"]
+__all__ = [
+    "ArraysSource",
+    "BidsSource",
+    "FilesSource",
+    "Listing",
+    "MoabbSource",
+    "OpenRecording",
+    "Recording",
+    "SimulatedSource",
+    "SourceSettings",
+    "list_recordings",
+]
 
 
 def list_recordings(source: SourceSettings) -> Listing:
@@ -27,4 +44,14 @@ def list_recordings(source: SourceSettings) -> Listing:
 
     Raises FileNotFoundError when there is none, ValueError when the source cannot be used as configured.
     """
-    return list_files(source)
+    match source:
+        case FilesSource():
+            return list_files(source)
+        case ArraysSource():
+            return list_arrays(source)
+        case BidsSource():
+            return list_bids(source)
+        case MoabbSource():
+            return list_moabb(source)
+        case SimulatedSource():
+            return list_simulated(source)

@@ -9,6 +9,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,7 @@ def from_raw(
         raw.ch_names,
         kinds=[_KINDS.get(kind) for kind in types],
         units=[unit for unit, _ in header_units],
-        statements=Statements(
-            unit=statements.unit,
-            kinds=statements.kinds,
-            units=statements.units,
-            bad_channels=statements.bad_channels | frozenset(raw.info["bads"]),
-            positions=statements.positions,
-        ),
+        statements=replace(statements, bad_channels=statements.bad_channels | frozenset(raw.info["bads"])),
         assumed="V" if format_name == "FIF" else "uV",
         positions=_positions(raw),
         device="egi" if format_name.startswith("EGI") else None,

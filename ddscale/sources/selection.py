@@ -26,12 +26,14 @@ class Statements:
     """What a recipe or a sidecar says about a recording; it wins over what the file says of itself.
 
     unit: of every number in the file. units, kinds: by channel name. bad_channels: names to leave out.
+    elsewhere: channels that are no potential on the head, and what they are.
     """
 
     unit: str | None = None
     kinds: Mapping[str, ChannelKind] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     bad_channels: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, Position] = field(default_factory=dict)
     reference: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -87,6 +89,8 @@ def select(
             continue
         if channel.kind == "stim":
             dropped[name] = "stimulus channel"
+        elif name in statements.elsewhere:
+            dropped[name] = f"of type {statements.elsewhere[name]}"
         elif name in statements.bad_channels:
             dropped[name] = "marked bad"
         elif scale is None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.fft
 
 from ddscale.sources.simulation.devices import Device
-from ddscale.sources.simulation.head import TEN_TWENTY, electrodes, lead_field, on_sphere
+from ddscale.sources.simulation.head import TEN_TWENTY, electrodes, lead_field, unit_vectors
 
 BACKGROUND = 22  # sources without a rhythm of their own
 
@@ -52,20 +53,17 @@ class Subject:
 
 def draw_subject(rng: np.random.Generator) -> Subject:
     """A person at random. Amplitudes are µV RMS at the best placed electrode; individual alpha 8 to 12.5 Hz."""
-    background = rng.normal(size=(BACKGROUND, 3)) + [0, 0, 0.6]
-    background = background[np.argsort(-background[:, 2])]
+    background = rng.normal(loc=(0, 0, 0.6), size=(BACKGROUND, 3))
     directions = np.vstack([background, [direction for direction, _ in RHYTHMS]])
     directions += rng.normal(scale=0.12, size=directions.shape)
     directions[:, 2] = np.maximum(directions[:, 2], -0.25 * np.abs(directions).max(axis=1))
     depths_K = rng.uniform(0.55, 0.74, len(directions))
-    positions_K3 = np.array(
-        [on_sphere(*direction, depth) for direction, depth in zip(directions, depths_K, strict=True)]
-    )
+    positions_K3 = depths_K[:, None] * unit_vectors(directions)
     # Mostly radial (gyri), with a share of any direction (sulci).
     moments_K3 = positions_K3 / depths_K[:, None] + rng.normal(scale=0.45, size=positions_K3.shape)
     return Subject(
         positions_K3=positions_K3,
-        moments_K3=moments_K3 / np.linalg.norm(moments_K3, axis=1, keepdims=True),
+        moments_K3=unit_vectors(moments_K3),
         exponent_K=rng.normal(rng.uniform(1.0, 1.5), 0.12, len(directions)),
         background=float(rng.uniform(3.0, 5.0)),
         alpha_hz=float(np.clip(rng.normal(10.1, 0.9), 8.0, 12.5)),
@@ -132,13 +130,15 @@ def _sources(subject: Subject, sfreq: float, n_samples: int, rng: np.random.Gene
     }
     for k, (_, rhythm) in enumerate(RHYTHMS, start=n_sources - len(RHYTHMS)):
         centre, width, amplitude, per_second = bands[rhythm]
-        wave_T = _shaped(
-            1, n_samples, sfreq, rng, lambda f, c=centre, w=width: np.exp(-0.5 * ((f - c) / w) ** 2)
-        )[0]
+        wave_T = _shaped(1, n_samples, sfreq, rng, partial(_bell, centre=centre, width=width))[0]
         if rhythm == "mu":
             wave_T += 0.35 * (wave_T**2 - 1)  # arch-shaped: a harmonic in phase
         sources_KT[k] += np.float32(amplitude) * wave_T * _bursts(n_samples, sfreq, per_second, rng)
     return sources_KT
+
+
+def _bell(frequencies: np.ndarray, centre: float, width: float) -> np.ndarray:
+    return np.exp(-0.5 * ((frequencies - centre) / width) ** 2)
 
 
 def _bursts(n_samples: int, sfreq: float, per_second: float, rng: np.random.Generator) -> np.ndarray:
@@ -168,7 +168,7 @@ def _shaped(
 
 def _eyes(at_C3: np.ndarray) -> np.ndarray:
     """(C, 2): what both eyes' lids and both eyes' sideways turns give."""
-    eyes_K3 = np.array([on_sphere(side * 0.35, 0.92, -0.2, 0.8) for side in (-1, 1)])
+    eyes_K3 = 0.8 * unit_vectors(np.array([[side * 0.35, 0.92, -0.2] for side in (-1, 1)]))
     upward = np.tile([0.0, 0.7, 0.7], (2, 1))
     sideways = np.tile([1.0, 0.0, 0.0], (2, 1))
     lids_C = lead_field(at_C3, eyes_K3, upward).sum(axis=1)
@@ -203,7 +203,7 @@ def _moments(per_minute: float, seconds: float, rng: np.random.Generator) -> np.
 
 def _temples(at_C3: np.ndarray) -> np.ndarray:
     """(C, 2): the left and right temporalis muscle, just under the skin."""
-    places_K3 = np.array([on_sphere(side * 0.97, 0.3, -0.05, 0.84) for side in (-1, 1)])
+    places_K3 = 0.84 * unit_vectors(np.array([[side * 0.97, 0.3, -0.05] for side in (-1, 1)]))
     return _scaled_lead_field(at_C3, places_K3, places_K3)
 
 

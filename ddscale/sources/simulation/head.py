@@ -11,7 +11,8 @@ import numpy as np
 
 from ddscale.signal.channels import Channel, standardise
 
-TEN_TWENTY = "Fp1 Fp2 F7 F3 Fz F4 F8 T7 C3 Cz C4 T8 P7 P3 Pz P4 P8 O1 O2".split()
+TEN_TWENTY = ("Fp1", "Fp2", "F7", "F3", "Fz", "F4", "F8", "T7", "C3", "Cz", "C4", "T8", "P7", "P3", "Pz", "P4", "P8",
+              "O1", "O2")  # fmt: skip
 _TERMS = 30  # of the series: at eccentricity 0.7 the next one adds 1e-4 of the first
 
 
@@ -28,7 +29,7 @@ def electrodes(names: Sequence[str]) -> np.ndarray:
     # A few electrodes do not determine a sphere; all templates of the 10-05 system share one head.
     frame = channels if len(channels) >= len(TEN_TWENTY) else standardise(TEN_TWENTY)
     centre = _sphere_centre(frame)
-    return _unit(positions_C3 - centre)
+    return unit_vectors(positions_C3 - centre)
 
 
 def _sphere_centre(channels: Sequence[Channel]) -> np.ndarray:
@@ -62,10 +63,5 @@ def lead_field(electrodes_C3: np.ndarray, positions_K3: np.ndarray, moments_K3: 
     return potential_CK
 
 
-def on_sphere(right: float, front: float, up: float, depth: float) -> np.ndarray:
-    """A position (3,) in a direction, at `depth` of the radius."""
-    return depth * _unit(np.array([right, front, up]))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,32 +63,21 @@ def _write_edf(path: Path, device: Device, names: list[str], signal_CT: np.ndarr
     file_type, signal_type = (edfio.Bdf, edfio.BdfSignal) if bdf else (edfio.Edf, edfio.EdfSignal)
     limit = _BDF_RANGE if bdf else _EDF_RANGE
     scale = _PER_UV[device.unit]
-    signals = []
+    signals: list[Any] = []
     for name, signal_T in zip(names, signal_CT, strict=True):
         if name == "Status":
             whole = (-8388608, 8388607)
-            signals.append(
-                signal_type(
-                    signal_T.astype(np.float64),
-                    device.sfreq,
-                    label=name,
-                    physical_dimension="Boolean",
-                    physical_range=whole,
-                    digital_range=whole,
-                )  # fmt: skip
+            signal = signal_type(
+                signal_T.astype(np.float64), device.sfreq, physical_range=whole, digital_range=whole
             )
-            continue
-        signals.append(
-            signal_type(
-                np.clip(signal_T, -limit, limit).astype(np.float64) * scale,
-                device.sfreq,
-                label=name,
-                transducer_type="simulated",
-                physical_dimension=device.unit,
-                physical_range=(-limit * scale, limit * scale),
-                prefiltering="HP:DC",
-            )
-        )
+            signal.physical_dimension = "Boolean"
+        else:
+            physical_T = np.clip(signal_T, -limit, limit).astype(np.float64) * scale
+            signal = signal_type(physical_T, device.sfreq, physical_range=(-limit * scale, limit * scale))
+            signal.physical_dimension = device.unit
+            signal.transducer_type = "simulated"
+        signal.label = name
+        signals.append(signal)
     file_type(signals, data_record_duration=1).write(path)
 
 

@@ -1,0 +1,5 @@
+"""Print the ingest recipe with all of MOABB's datasets: `python -m ddscale.sources.moabb > recipes/ingest/moabb.yaml`."""
+
+from ddscale.sources.moabb.catalogue import recipe
+
+print(recipe(), end="")
