@@ -29,30 +29,23 @@ _KINDS: dict[str, ChannelKind] = {
 }  # fmt: skip
 # Channel types of BIDS that are no electrical potential on the skin of the head.
 _ELSEWHERE = frozenset(
-    [
-        "RESP",
-        "GSR",
-        "TEMP",
-        "PUPIL",
-        "EYEGAZE",
-        "PPG",
-        "AUDIO",
-        "SYSCLOCK",
-        "ADC",
-        "DAC",
-        "HLU",
-        "FITERR",
-        "SEEG",
-        "ECOG",
-        "DBS",
-        "MEGMAG",
-        "MEGGRADAXIAL",
-        "MEGGRADPLANAR",
-        "PD",
-        "ACCEL",
-        "GYRO",
-        "MAGN",
-    ]
+    {
+        *(
+            "RESP",
+            "GSR",
+            "TEMP",
+            "PUPIL",
+            "EYEGAZE",
+            "PPG",
+            "AUDIO",
+            "SYSCLOCK",
+            "ADC",
+            "DAC",
+            "HLU",
+            "FITERR",
+        ),
+        *("SEEG", "ECOG", "DBS", "MEGMAG", "MEGGRADAXIAL", "MEGGRADPLANAR", "PD", "ACCEL", "GYRO", "MAGN"),
+    }
 )
 
 

@@ -195,12 +195,12 @@ def open_dataset(name: str) -> Any:
     """MOABB's object for a dataset, which lists subjects without downloading. Raises ValueError when unknown."""
     import difflib
 
-    package = package()
-    found = getattr(package, name, None)
+    datasets = package()
+    found = getattr(datasets, name, None)
     if not (isinstance(found, type) and hasattr(found, "get_data")):
         names = [
             key
-            for key, value in vars(package).items()
+            for key, value in vars(datasets).items()
             if isinstance(value, type) and hasattr(value, "get_data")
         ]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

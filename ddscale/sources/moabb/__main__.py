@@ -1,4 +1,4 @@
-"""Print the ingest recipe with all of MOABB's datasets: `python -m ddscale.sources.moabb > recipes/ingest/moabb.yaml`."""
+"""Print the ingest recipe with all of MOABB's datasets, for recipes/ingest/moabb.yaml."""
 
 from ddscale.sources.moabb.catalogue import recipe
 

@@ -53,10 +53,10 @@ _HEADER = """\
 # Every dataset that MOABB {version} knows, as one ingest. Written by `python -m ddscale.sources.moabb`; do not edit:
 # copy the sources you want into a recipe of your own, or extend this one and override `sources:`.
 #
-# Nothing is downloaded before a subject is opened, and what has been downloaded is kept. In all {datasets} datasets and
-# {subjects} subjects; {hours:.0f} h of trials, {gigabytes:.0f} GB as 32 bit, in the {counted} whose numbers MOABB's tables give. Recordings
-# are longer by the pauses, and downloads differ with the format. Each dataset's licence is its own: check that it
-# allows what you do. Whoever evaluates on one of these datasets leaves it out here.
+# Nothing is downloaded before a subject is opened, and what has been downloaded is kept. In all {datasets} datasets,
+# {subjects} subjects. In the {counted} datasets whose tables give numbers: {hours:.0f} h of trials, {gigabytes:.0f} GB
+# as 32 bit. Recordings are longer by the pauses, and downloads differ with the format. Each dataset's licence is its own: check
+# that it allows what you do. Whoever evaluates on one of these datasets leaves it out here.
 #
 # For each: paradigm, subjects, channels and rate, sessions, hours of trials (P300 trials overlap: at most).
 
