@@ -75,7 +75,13 @@ def list_arrays(source: ArraysSource) -> Listing:
 
     Raises FileNotFoundError when the folder is missing or holds none.
     """
-    return list_folder(source, EXTENSIONS, lambda path: None, lambda path: partial(open_array, path, source))
+    return list_folder(
+        source,
+        EXTENSIONS,
+        screen=lambda path: None,
+        size_of=lambda path: path.stat().st_size,
+        opener=lambda path: partial(open_array, path, source),
+    )
 
 
 def open_array(path: str, source: ArraysSource) -> OpenRecording:

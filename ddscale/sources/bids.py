@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ddscale.sources.files import open_file
-from ddscale.sources.folder import size_of
+from ddscale.sources.files import open_file, size_of
 from ddscale.sources.identity import recording_ids
 from ddscale.sources.provenance import ChannelKind, Provenance, Unit
 from ddscale.sources.recording import Listing, OpenRecording, Recording

@@ -31,7 +31,7 @@ def list_files(source: FilesSource) -> Listing:
     """
     statements = Statements(unit=source.unit, kinds=source.kinds, reference=source.reference)
     return list_folder(
-        source, EXTENSIONS, _not_a_recording, lambda path: partial(open_file, path, statements)
+        source, EXTENSIONS, _not_a_recording, size_of, lambda path: partial(open_file, path, statements)
     )
 
 
@@ -89,3 +89,12 @@ def _not_a_recording(path: Path) -> str | None:
 def _begins(path: Path, *signatures: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(16).startswith(signatures)
+
+
+def size_of(path: Path) -> int:
+    """Bytes on disk, of a folder's files together, with BrainVision's and EEGLAB's sample files counted in."""
+    if path.is_dir():
+        return sum(member.stat().st_size for member in path.rglob("*") if member.is_file())
+    beside = {".vhdr": (".eeg", ".dat"), ".set": (".fdt",), ".lay": (".dat",)}.get(path.suffix.lower(), ())
+    others = [path.with_suffix(suffix) for suffix in beside]
+    return path.stat().st_size + sum(other.stat().st_size for other in others if other.is_file())

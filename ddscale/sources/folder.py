@@ -52,12 +52,13 @@ def list_folder(
     source: FolderSource,
     extensions: Collection[str],
     screen: Callable[[Path], str | None],
+    size_of: Callable[[Path], int],
     opener: Callable[[str], Callable[[], OpenRecording]],
 ) -> Listing:
     """The recordings of a folder, without opening them.
 
     screen: None for a recording; otherwise why a file is none of its own, empty when it belongs to another.
-    opener: what opens the file at a path.
+    size_of: bytes of what is read for a path. opener: what opens the file at a path.
     Raises FileNotFoundError when the folder is missing or holds no recording.
     """
     root = Path(source.folder)
@@ -136,15 +137,6 @@ def _pattern(glob: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile("".join(meaning.get(part, re.escape(part)) for part in parts))
-
-
-def size_of(path: Path) -> int:
-    """Bytes on disk, of a folder's files together, with BrainVision's and EEGLAB's sample files counted in."""
-    if path.is_dir():
-        return sum(member.stat().st_size for member in path.rglob("*") if member.is_file())
-    beside = {".vhdr": (".eeg", ".dat"), ".set": (".fdt",), ".lay": (".dat",)}.get(path.suffix.lower(), ())
-    others = [path.with_suffix(suffix) for suffix in beside]
-    return path.stat().st_size + sum(other.stat().st_size for other in others if other.is_file())
 
 
 def _nothing_found(

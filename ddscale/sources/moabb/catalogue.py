@@ -55,7 +55,7 @@ _HEADER = """\
 #
 # Nothing is downloaded before a subject is opened, and what has been downloaded is kept. In all {datasets} datasets,
 # {subjects} subjects. In the {counted} datasets whose tables give numbers: {hours:.0f} h of trials, {gigabytes:.0f} GB
-# as 32 bit. Recordings are longer by the pauses, and downloads differ with the format. Each dataset's licence is its own: check
+# as 32 bit. Recordings are longer by the pauses, and downloads differ with the format. Each licence is its own: check
 # that it allows what you do. Whoever evaluates on one of these datasets leaves it out here.
 #
 # For each: paradigm, subjects, channels and rate, sessions, hours of trials (P300 trials overlap: at most).
