@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def write_synthetic_store(path: Path) -> Path:
     from ddscale.store import ArrayRecording, write_store
 
     rng = np.random.default_rng(5)
-    seconds = np.arange(int(40 * 128)) / 128
+    seconds = np.arange(40 * 128) / 128
     recordings = []
     for dataset, channels in (("four", 4), ("twenty", 20)):
         for subject in ("anna", "ben", "carl"):
@@ -129,10 +129,8 @@ def launched(
     try:
         yield process
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 

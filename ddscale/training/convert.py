@@ -25,6 +25,8 @@ def convert(path: Path, workers: int = 2) -> Path:
 
     Raises ValueError when it is damaged, was trained at stage 0, or is converted already.
     """
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
     alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(path.parent, 1, alone)
     problems, state = checkpoints.verify(path)

@@ -6,10 +6,12 @@ import contextlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def full_weights(engine: Any, checkpoint: Path) -> Mapping[str, Tensor]:
@@ -25,7 +27,7 @@ def full_weights(engine: Any, checkpoint: Path) -> Mapping[str, Tensor]:
     return {name: masters.get(name, value) for name, value in weights.items()}
 
 
-def load_full(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def load_full(model: M, weights: Mapping[str, Tensor]) -> M:
     """Put whole weights into a fresh model; raises RuntimeError when they are not the model's."""
     wanted = model.state_dict().keys()
     model.load_state_dict({name: weights[name].float() for name in wanted if name in weights}, strict=True)

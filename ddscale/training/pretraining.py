@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from ddscale.models.baselines import channel_mean, linear_interpolation
+from ddscale.models.encoder import EEGEncoder
+from ddscale.models.encoder_folder import save_autoencoder, save_encoder
+from ddscale.models.flops import training_flops
 from ddscale.models.masked_autoencoder import MaskedAutoencoder
 from ddscale.models.masking import random_mask
 from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
+from ddscale.training.export import load_full
 from ddscale.training.loop import Terms
 from ddscale.training.ranks import Ranks
 from ddscale.training.runs import Display, run
@@ -53,7 +57,7 @@ class Pretraining:
         self._reported = 0
         self.names = list(self._loader.datasets)
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
-        self.flops_per_sample = None
+        self.flops_per_sample: float | None = float(training_flops(recipe.model))
 
     def make_model(self) -> MaskedAutoencoder:
         return MaskedAutoencoder(self.recipe.model)
@@ -118,14 +122,19 @@ class Pretraining:
         return {"val_loss": error / count, **self._baselines}
 
     def export(self, weights: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]) -> list[str]:
-        from ddscale.models.encoder import EEGEncoder
-        from ddscale.models.saving import save_autoencoder, save_encoder
-
-        model = MaskedAutoencoder(self.recipe.model)
-        model.load_state_dict(dict(weights))
+        """`encoder/` for everything that comes after, `mae/` (with the decoder) for reconstructions."""
+        model = load_full(MaskedAutoencoder(self.recipe.model), weights)
+        encoder = EEGEncoder.from_autoencoder(self.recipe.model, model.state_dict())
+        data = self.recipe.data
+        facts = {
+            **facts,
+            "sfreq": self._loader.sfreq,
+            "normalisation": data.normalisation.model_dump(mode="json"),
+            "datasets": self.names,
+            "stores": self._loader.state()["stores"],
+        }
         save_autoencoder(model, folder / "mae", facts)
-        save_encoder(EEGEncoder.from_autoencoder(self.recipe.model, weights), folder / "encoder", facts)
-        return [f"encoder: {folder / 'encoder'}"]
+        return [f"encoder: {save_encoder(encoder, folder / 'encoder', facts)}"]
 
     def close(self) -> None:
         self._loader.close()
