@@ -42,20 +42,19 @@ def estimate(
     gives intervals that are too narrow. None: each value stands for itself.
     Raises ValueError on no values or values that are not finite. One group alone has no interval (NaN).
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"a mean needs a list of at least one value, got shape {values.shape}.")
-    if not np.isfinite(values).all():
+    sums = np.asarray(values, np.float64)
+    if sums.ndim != 1 or not len(sums):
+        raise ValueError(f"a mean needs a list of at least one value, got shape {sums.shape}.")
+    if not np.isfinite(sums).all():
         raise ValueError(
-            f"{(~np.isfinite(values)).sum()} of {len(values)} values are not finite: no mean exists."
+            f"{(~np.isfinite(sums)).sum()} of {len(sums)} values are not finite: they have no mean."
         )
-    if groups is None:
-        sums, counts = values, np.ones(len(values))
-    else:
-        if len(groups) != len(values):
-            raise ValueError(f"{len(values)} values but {len(groups)} groups.")
+    mean, counts = float(sums.mean()), np.ones(len(sums))
+    if groups is not None:
+        if len(groups) != len(sums):
+            raise ValueError(f"{len(sums)} values but {len(groups)} groups.")
         members = np.unique(groups, return_inverse=True)[1]
-        sums, counts = np.bincount(members, values), np.bincount(members).astype(np.float64)
+        sums, counts = _sums_by(members, sums), _sums_by(members, counts)
     low, high = float("nan"), float("nan")
     if len(sums) > 1:
         means = _bootstrap_means(sums, counts, resamples, seed)

@@ -96,7 +96,7 @@ class _CLIP(nn.Module):
                 f"CLIP needs transformers ({error}): pip install 'ddscale[diffusion]'."
             ) from None
         self.model = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)
-        self.size = int(self.model.config.image_size)
+        self.size = int(str(self.model.config.image_size))
         standardisation: dict[str, Any] = {
             "image_mean": [0.48145466, 0.4578275, 0.40821073],
             "image_std": [0.26862954, 0.26130258, 0.27577711],

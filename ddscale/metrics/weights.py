@@ -40,18 +40,16 @@ class WeightsFile:
 
     def find(self, what: str, folder: Path | None = None) -> Path:
         """Its path below `folder` (default: DDSCALE_WEIGHTS); raises MissingWeights naming `what` needs it."""
-        if folder is None and not os.environ.get(VARIABLE):
-            raise MissingWeights(
-                f"{what} needs the weights {self.paths[0]}, and {VARIABLE} is not set: set it to a folder that "
-                f"holds them. Source: {self.source}."
-            )
-        root = Path(folder or os.environ[VARIABLE]).expanduser()
-        for path in self.paths:
-            if (root / path).exists():
-                return root / path
-        names = " or ".join(self.paths)
+        root = Path(folder or os.environ.get(VARIABLE, "")).expanduser()
+        if root == Path():
+            where = f"but {VARIABLE} is not set: set it to a folder that holds them"
+        else:
+            where = f"which are not in {root}" + ("" if folder else f" ({VARIABLE})")
+            for path in self.paths:
+                if (root / path).exists():
+                    return root / path
         raise MissingWeights(
-            f"{what} needs the weights {names} in {root} ({VARIABLE}). Source: {self.source}."
+            f"{what} needs the weights {' or '.join(self.paths)}, {where}. Source: {self.source}."
         )
 
     def is_published(self, path: Path) -> bool:
