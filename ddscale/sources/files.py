@@ -42,11 +42,14 @@ def open_file(path: str, statements: Statements) -> OpenRecording:
     """
     # Imported on opening: a recipe can be checked without the second that MNE takes to load.
     from ddscale.sources.edf_recording import open_edf
+    from ddscale.sources.eeglab import open_eeglab
     from ddscale.sources.mne_files import open_with_mne
 
     format_name = identify(Path(path))
     if format_name in ("EDF", "BDF"):
         return open_edf(Path(path), statements)
+    if format_name == "EEGLAB":
+        return open_eeglab(Path(path), statements)
     return open_with_mne(Path(path), format_name, statements)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import mne
 import numpy as np
 
-from ddscale.sources import companions, eeglab
+from ddscale.sources import companions
 from ddscale.sources.recording import OpenRecording
 from ddscale.sources.selection import Position, Statements, select
 
@@ -52,7 +52,7 @@ def open_with_mne(path: Path, format_name: str, statements: Statements) -> OpenR
         units = _header_units(path, format_name, raw)
         reference = companions.brainvision_reference(path) if format_name == "BrainVision" else None
         recording = from_raw(raw, str(path), format_name, units, statements, reference)
-        with _explained(path, format_name):
+        with explained(path, format_name):
             recording.read(
                 recording.n_samples - 1, recording.n_samples
             )  # a header may promise what is not there
@@ -66,11 +66,13 @@ def from_raw(
     header_units: list[tuple[str | None, float]],
     statements: Statements,
     reference: str | None = None,
+    close: Callable[[], None] | None = None,
 ) -> OpenRecording:
     """An open recording from an MNE Raw.
 
     header_units: per channel, the unit that the file states for its numbers (None: it is silent) and how many
     volts MNE made of one such number; so that numbers can be read in another unit than MNE's guess.
+    close: what else is to be released with the recording.
     """
     types = raw.get_channel_types()
     selection = select(
@@ -96,6 +98,11 @@ def from_raw(
         with quiet():
             return raw.get_data(picks=index, start=start, stop=stop) * scale_C1
 
+    def release() -> None:
+        raw.close()
+        if close is not None:
+            close()
+
     return OpenRecording(
         path=path,
         sfreq=raw.info["sfreq"],
@@ -107,7 +114,7 @@ def from_raw(
         reference=statements.reference or reference,
         spans=_spans(raw),
         meta=_meta(raw, format_name, selection.dropped) | dict(statements.meta),
-        close=raw.close,
+        close=release,
     )
 
 
@@ -120,7 +127,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, format_name: str) -> Iterator[None]:
+def explained(path: Path, format_name: str) -> Iterator[None]:
     """Whatever a reader stumbles over becomes one sentence about the file."""
     try:
         yield
@@ -140,13 +147,11 @@ def _explained(path: Path, format_name: str) -> Iterator[None]:
 
 
 def _read(path: Path, format_name: str) -> mne.io.BaseRaw:
-    with _explained(path, format_name):
+    with explained(path, format_name):
         if format_name == "Neuroscan CNT":
             return _read_neuroscan(path)
         if format_name == "GDF":
             return _read_gdf(path)
-        if format_name == "EEGLAB":
-            return eeglab.read(path)
         return _READERS[format_name](path)
 
 
