@@ -43,6 +43,7 @@ def open_file(path: str, statements: Statements) -> OpenRecording:
     # Imported on opening: a recipe can be checked without the second that MNE takes to load.
     from ddscale.sources.edf_recording import open_edf
     from ddscale.sources.eeglab import open_eeglab
+    from ddscale.sources.mff import open_mff
     from ddscale.sources.mne_files import open_with_mne
 
     format_name = identify(Path(path))
@@ -50,6 +51,15 @@ def open_file(path: str, statements: Statements) -> OpenRecording:
         return open_edf(Path(path), statements)
     if format_name == "EEGLAB":
         return open_eeglab(Path(path), statements)
+    if format_name == "EGI MFF":
+        # MNE reads more of an .mff, auxiliary channels and positions; mffpy alone is less easily upset.
+        try:
+            return open_with_mne(Path(path), format_name, statements)
+        except ValueError as error:
+            try:
+                return open_mff(Path(path), statements)
+            except ValueError:
+                raise error from None
     return open_with_mne(Path(path), format_name, statements)
 
 

@@ -6,6 +6,7 @@ Shapes: C channels, T samples.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -120,8 +121,12 @@ def from_raw(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what MNE says about headers: nobody can act on it, and what matters is checked here."""
-    with warnings.catch_warnings(), mne.utils.use_log_level("ERROR"):
+    """Silence what MNE (and mffpy, in print) says about headers: what a user could act on is checked here."""
+    with (
+        warnings.catch_warnings(),
+        mne.utils.use_log_level("ERROR"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 
