@@ -43,13 +43,26 @@ def make_optimiser(settings: TrainingSettings, module: nn.Module) -> torch.optim
     return torch.optim.AdamW(groups, **options)
 
 
-def restate(optimiser: Any, settings: TrainingSettings) -> None:
-    """Put the recipe's hyperparameters back after a checkpoint has brought its own along."""
-    for group in optimiser.param_groups:
-        group["betas"] = tuple(settings.optimiser.betas)
-        group["eps"] = settings.optimiser.eps
-        if group["weight_decay"]:
-            group["weight_decay"] = settings.optimiser.weight_decay
+def hyperparameters(optimiser: Any) -> list[dict[str, Any]]:
+    """Each group's settings, to be put back after a checkpoint has brought its own along."""
+    return [
+        {key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups
+    ]
+
+
+def restate(optimiser: Any, remembered: list[dict[str, Any]]) -> None:
+    """Put the recipe's hyperparameters back, and mend what DeepSpeed does on loading a converted stage 3 checkpoint.
+
+    Any checkpoint restores the hyperparameters it was saved with; a converted one gives every group those of the
+    first, so that biases and norms would decay too. It also hands all groups one and the same step counter, which
+    each of them then advances: bias correction would run ahead.
+    """
+    for group, settings in zip(optimiser.param_groups, remembered, strict=True):
+        group.update(settings)
+    inner = getattr(optimiser, "optimizer", optimiser)
+    for state in inner.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def set_learning_rate(optimiser: Any, rate: float) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from ddscale.training.checkpoints import Checkpoint
 from ddscale.training.settings import TrainingSettings
 
+# Stages whose checkpoints hold the same kind of files, once they are converted.
+_FAMILY = {0: "whole", 1: "optimiser", 2: "optimiser", 3: "parameters"}
+
 
 def identity(settings: TrainingSettings, of_task: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run this run: changed, the loss curve after a resume would belong to another one."""
@@ -39,22 +42,22 @@ def check(
 
 
 def _check_shape(checkpoint: Checkpoint, settings: TrainingSettings, world_size: int) -> None:
+    """Raise ValueError unless DeepSpeed can load this checkpoint at this stage on this many ranks."""
     saved = checkpoint.state
-    stages = saved["zero_stage"], settings.zero_stage
-    if stages[0] == 0 and stages[1] == 0:
-        return  # every rank's state is the same and whole
-    if stages[0] == stages[1] and saved["world_size"] == world_size and not saved["universal"]:
+    before, now = saved["zero_stage"], settings.zero_stage
+    same = before == now and (before == 0 or saved["world_size"] == world_size)
+    convertible = _FAMILY[before] == _FAMILY[now] and before > 0
+    if convertible if saved["universal"] else same:
         return
-    if saved["universal"] and stages[1] > 0:
-        return
-    made = f"{checkpoint.path} was written by {saved['world_size']} ranks at zero_stage {stages[0]}"
-    wanted = f"this start has {world_size} at zero_stage {stages[1]}"
-    back = f"start {saved['world_size']} ranks with zero_stage: {stages[0]}"
-    if 0 in stages:
-        raise ValueError(f"{made}; {wanted}. Stage 0 cannot be converted to or from the others: {back}.")
+    made = f"{checkpoint.path} was written by {saved['world_size']} ranks at zero_stage {before}"
+    wanted = f"this start has {world_size} at zero_stage {now}"
+    if saved["universal"] or not convertible:
+        raise ValueError(
+            f"{made}; {wanted}. Only stages 1 and 2 can take each other's state: set zero_stage to {before}."
+        )
     raise ValueError(
-        f"{made}; {wanted}. Convert it once: python -m ddscale.training.convert {checkpoint.path} "
-        f"(and start again as now), or {back}."
+        f"{made}; {wanted}. Convert it once, with `python -m ddscale.training.convert {checkpoint.path}`, and start "
+        f"again as now; or start {saved['world_size']} ranks with zero_stage {before}."
     )
 
 

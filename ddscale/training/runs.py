@@ -17,7 +17,7 @@ from ddscale.training.engine import build_engine, check_precision
 from ddscale.training.export import full_weights
 from ddscale.training.faults import FaultLog, Injection
 from ddscale.training.loop import Task, train
-from ddscale.training.optimiser import restate
+from ddscale.training.optimiser import hyperparameters, restate
 from ddscale.training.ranks import Ranks
 from ddscale.training.settings import TrainingSettings
 from ddscale.training.telemetry import Telemetry, finite, host, validation_line, write_provenance
@@ -67,8 +67,9 @@ def run(
 
         engine = build_engine(settings, task.make_model, ranks, bool(found and found.state["universal"]))
         if found:
+            remembered = hyperparameters(engine.optimizer)
             engine.load_checkpoint(str(checkpoints.folder), tag=found.path.name)
-            restate(engine.optimizer, settings)
+            restate(engine.optimizer, remembered)
         peak, peak_source = peak_flops(ranks.device, settings.precision)
         all_peaks = ranks.gather(peak)
         hosts = sorted(set(ranks.gather(host())))
