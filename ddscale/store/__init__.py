@@ -9,6 +9,17 @@ describe("demo/store")                       # hours, subjects, channel counts, 
 from ddscale.store.describing import describe
 from ddscale.store.manifest import Manifest, Montage
 from ddscale.store.reading import Store, open_store
+from ddscale.store.verifying import Report, verify
 from ddscale.store.writing import ArrayRecording, write_store
 
-__all__ = ["ArrayRecording", "Manifest", "Montage", "Store", "describe", "open_store", "write_store"]
+__all__ = [
+    "ArrayRecording",
+    "Manifest",
+    "Montage",
+    "Report",
+    "Store",
+    "describe",
+    "open_store",
+    "verify",
+    "write_store",
+]

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from ddscale.store import layout, sealing, tables, zarr_groups
 from ddscale.store.describing import dataset_entry, totals
 from ddscale.store.identity import SPLITS, Split, split_of
+from ddscale.store.leakage import blocked_rows
 from ddscale.store.manifest import Blocklist, Manifest, Montage, Splitting, StoreFormat, read_manifest
 from ddscale.store.staging import RejectedStretch, StagedRecording
 
@@ -183,28 +184,13 @@ def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
     if not parts:
         return tables.table(tables.RECORDS, [])
     merged = pa.concat_tables(parts).unify_dictionaries()
-    merged = merged.filter(pa.array(~_blocked(merged, terms.blocklist)))
+    merged = merged.filter(pa.array(~blocked_rows(merged, terms.blocklist)))
     shard_codes, shards = tables.coded(merged["shard"])
     rank = np.empty(max(len(shards), 1), np.int64)
     rank[sorted(range(len(shards)), key=lambda code: _shard_place(shards[code]))] = np.arange(len(shards))
     merged = merged.take(np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
     position = merged.schema.get_field_index("split")
     return merged.set_column(position, tables.RECORDS.field("split"), _splits(merged, terms))
-
-
-def _blocked(records: pa.Table, blocklist: Blocklist) -> np.ndarray:
-    """(R,) bool: records of subjects or recordings on the blocklist."""
-    subject, subjects = tables.coded(records["subject"])
-    recording, recordings = tables.coded(records["recording"])
-    dataset, datasets = tables.coded(records["dataset"])
-    blocked = np.isin(
-        subject, [code for code, name in enumerate(subjects) if name in set(blocklist.subjects)]
-    )
-    for name in blocklist.recordings:
-        in_dataset, _, in_recording = name.partition("/")
-        if in_dataset in datasets and in_recording in recordings:
-            blocked |= (dataset == datasets.index(in_dataset)) & (recording == recordings.index(in_recording))
-    return blocked
 
 
 def _shard_place(shard: str) -> tuple[str, int]:

@@ -23,7 +23,8 @@ FRAGMENTS = "fragments"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # NaN stands for what is not known, such as one electrode's position; JSON's null would not come back.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
 class StagedRecord(_Part):

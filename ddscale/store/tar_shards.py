@@ -56,19 +56,22 @@ def _padded(content: bytes) -> bytes:
 def members(shard: Path) -> Iterator[Member]:
     """The members of a shard, in order.
 
-    Raises ValueError naming the shard when it is cut off or not a tar file.
+    Raises ValueError naming the shard, after the members that could be found, when it is cut off or damaged.
     """
+    end = 0
     try:
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
                 yield Member(info.name, info.offset_data, info.size)
-            end = archive.offset
+                end = info.offset_data + info.size + -info.size % BLOCK
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is not a whole tar file: {error}.") from error
     with shard.open("rb") as file:
-        file.seek(max(0, end - BLOCK))
-        if not file.read(2 * BLOCK).startswith(END_OF_ARCHIVE):
-            raise ValueError(f"{shard} is cut off: its end-of-archive mark is missing.")
+        file.seek(end)
+        if file.read() != END_OF_ARCHIVE:
+            raise ValueError(
+                f"{shard} does not end where its last member does: it is cut off, or was added to."
+            )
 
 
 def array_begins(shard: Path, member: Member) -> tuple[int, tuple[int, ...], np.dtype]:

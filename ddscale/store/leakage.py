@@ -1,0 +1,70 @@
+"""Can held-out data have been seen in training? Questions to the index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from ddscale.store import layout, tables
+from ddscale.store.manifest import Blocklist, Manifest
+
+
+def problems(manifest: Manifest, records: pa.Table, recordings: pa.Table) -> Iterator[str]:
+    """A subject in two splits, the same signal twice, what is blocked and still there: one sentence each."""
+    yield from _subjects_in_two_splits(records)
+    yield from _same_recording_twice(recordings)
+    yield from _same_record_twice(records)
+    blocked = blocked_rows(records, manifest.blocklist)
+    if blocked.any():
+        names = sorted(set(records.filter(pa.array(blocked))["recording"].to_pylist()))
+        yield f"{layout.RECORDS}: recordings on the blocklist are still there: {', '.join(names[:10])}."
+
+
+def blocked_rows(records: pa.Table, blocklist: Blocklist) -> np.ndarray:
+    """(R,) bool: records of subjects or recordings on the blocklist."""
+    subject, subjects = tables.coded(records["subject"])
+    recording, recordings = tables.coded(records["recording"])
+    dataset, datasets = tables.coded(records["dataset"])
+    blocked = np.isin(
+        subject, [code for code, name in enumerate(subjects) if name in set(blocklist.subjects)]
+    )
+    for name in blocklist.recordings:
+        in_dataset, _, in_recording = name.partition("/")
+        if in_dataset in datasets and in_recording in recordings:
+            blocked |= (dataset == datasets.index(in_dataset)) & (recording == recordings.index(in_recording))
+    return blocked
+
+
+def _subjects_in_two_splits(records: pa.Table) -> Iterator[str]:
+    subject, subjects = tables.coded(records["subject"])
+    split, splits = tables.coded(records["split"])
+    pairs = np.unique(np.stack([subject, split], axis=1), axis=0) if len(records) else np.empty((0, 2), int)
+    for code in np.flatnonzero(np.bincount(pairs[:, 0]) > 1) if len(pairs) else []:
+        where = sorted(splits[place] for place in pairs[pairs[:, 0] == code, 1])
+        yield f"subject {subjects[code]} is in {' and '.join(where)}: whoever is learnt from is tested on."
+
+
+def _same_recording_twice(recordings: pa.Table) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for row in recordings.select(["dataset", "recording", "status", "content"]).to_pylist():
+        name = f"{row['dataset']}/{row['recording']}"
+        if row["status"] != "kept" or row["content"] is None:
+            continue
+        if row["content"] in first:
+            yield f"{name} is a duplicate of {first[row['content']]}: put one of them on the blocklist."
+        first.setdefault(row["content"], name)
+
+
+def _same_record_twice(records: pa.Table) -> Iterator[str]:
+    """Records with equal checksum and shape, such as one night stored in two recordings that overlap."""
+    columns = [records[name].to_numpy().astype(np.int64) for name in ("crc32c", "samples", "channels")]
+    if not len(records):
+        return
+    order = np.lexsort(columns)
+    ordered = np.stack(columns, axis=1)[order]
+    same = np.flatnonzero((ordered[1:] == ordered[:-1]).all(axis=1))
+    for place in same.tolist():
+        keys = [records["key"][int(order[place + side])].as_py() for side in (0, 1)]
+        yield f"records {keys[0]} and {keys[1]} hold the same values: one recording may lie in the store twice."
