@@ -51,7 +51,7 @@ class _Group:
     weights: np.ndarray  # (inputs, outputs)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)  # up to 30 MB each for the oddest rates
 def _groups(up: int, down: int) -> tuple[int, int, int, tuple[_Group, ...]]:
     """(outputs per period, inputs per period, reach of the filter in inputs, the period's groups)."""
     import scipy.signal

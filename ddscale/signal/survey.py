@@ -22,11 +22,12 @@ _BAND_HZ = (0.5, 100.0)
 
 # A line frequency is worth a notch when it stands 10 dB out of its neighbourhood and makes up a hundredth of the
 # amplitude (1e-4 of the power), in at least a quarter of the channels. In EEG of 10 µV that is 0.1 µV, the step
-# at which signals are stored.
+# at which signals are stored. The spectrum of a few seconds is ragged, so with few segments it must stand out more.
 _LINE_CANDIDATES_HZ = (50.0, 60.0)
 _LINE_PROMINENCE = 10.0
 _LINE_SHARE = 1e-4
 _LINE_CHANNELS = 0.25
+_RAGGED_SEGMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def survey(
     n_segment = max(by_length)
     freqs = _kept_frequencies(n_segment, sfreq)
     mean_CF = _nanmean(np.stack(by_length[n_segment]))
-    line_freq = _line_frequency(mean_CF[eeg_C], freqs, sfreq)
+    n_averaged = sum(look.n_averaged for look in looks if look.n_segment == n_segment)
+    line_freq = _line_frequency(mean_CF[eeg_C], freqs, sfreq, n_averaged)
     rms_C = np.sqrt(_nanmedian(np.stack([_band_power(look, sfreq, line_freq) for look in looks])))
     line_C = np.zeros(len(rms_C)) if line_freq is None else _line_share(mean_CF, freqs, line_freq)
     return Survey(
@@ -110,6 +112,7 @@ class _Look:
     n_finite_C: np.ndarray
     cells: rails.RawCells
     n_segment: int
+    n_averaged: int
     power_CF: (
         np.ndarray
     )  # µV² / Hz up to 130 Hz, mean of the segments; NaN in channels with none that is finite
@@ -155,7 +158,7 @@ def _look(raw_CT: np.ndarray, sfreq: float, flat_uV: float) -> _Look:
         total_CF[good_C] += spectrum.power(straight_CT, sfreq)[:, :n_kept]
         n_good_C1[good_C] += 1
     with np.errstate(invalid="ignore"):
-        return _Look(n_finite_C, cells, n_segment, total_CF / n_good_C1)
+        return _Look(n_finite_C, cells, n_segment, int(n_good_C1.max()), total_CF / n_good_C1)
 
 
 def _kept_frequencies(n_segment: int, sfreq: float) -> np.ndarray:
@@ -171,11 +174,12 @@ def _line_bins(freqs: np.ndarray, line_freq: float) -> tuple[np.ndarray, np.ndar
     return distance <= max(0.5, step), (distance > guard) & (distance <= guard + max(3.0, 6 * step))
 
 
-def _line_frequency(power_CF: np.ndarray, freqs: np.ndarray, sfreq: float) -> float | None:
+def _line_frequency(power_CF: np.ndarray, freqs: np.ndarray, sfreq: float, n_averaged: int) -> float | None:
     """The candidate that stands out most of the spectra of enough channels, or None."""
     power_CF = power_CF[np.isfinite(power_CF).all(axis=1) & (power_CF.sum(axis=1) > 0)]
     if len(power_CF) == 0:
         return None
+    needed = _LINE_PROMINENCE * (1 + _RAGGED_SEGMENTS / n_averaged)
     found: dict[float, float] = {}
     for candidate in _LINE_CANDIDATES_HZ:
         line_F, around_F = _line_bins(freqs, candidate)
@@ -183,9 +187,7 @@ def _line_frequency(power_CF: np.ndarray, freqs: np.ndarray, sfreq: float) -> fl
             continue
         floor_C = np.maximum(np.median(power_CF[:, around_F], axis=1), 1e-30)
         prominence_C = power_CF[:, line_F].max(axis=1) / floor_C
-        stands_out_C = (prominence_C >= _LINE_PROMINENCE) & (
-            _line_share(power_CF, freqs, candidate) >= _LINE_SHARE
-        )
+        stands_out_C = (prominence_C >= needed) & (_line_share(power_CF, freqs, candidate) >= _LINE_SHARE)
         if stands_out_C.mean() >= _LINE_CHANNELS:
             found[candidate] = float(np.quantile(prominence_C, 1 - _LINE_CHANNELS))
     return max(found, key=found.__getitem__) if found else None
