@@ -37,9 +37,9 @@ class Schedule(Settings):
         needed = self.warmup_steps + (self.decay_length(steps) if self.kind == "wsd" else 0)
         if needed <= steps:
             return []
-        parts = "warm-up and decay" if self.kind == "wsd" else "warm-up"
+        parts = "warm-up and decay take" if self.kind == "wsd" else "warm-up takes"
         return [
-            f"schedule: {parts} take {needed} steps, the run has {steps}: shorten them, or raise `steps`."
+            f"schedule: {parts} {needed} steps, the run has {steps}: shorten it, or raise `steps`."
         ]
 
     def decay_length(self, steps: int) -> int:
