@@ -34,10 +34,10 @@ def materialise(
     of the sample's mask seed. Invalid windows are 0.
     """
     device = torch.device(device)
-    flat = batch.flat.to(device, non_blocking=True)
+    flat = batch.flat.to(device, non_blocking=device.type == "cuda")
     if device.type == "cuda":
         batch.in_flight = torch.cuda.Event()
-        batch.in_flight.record()
+        batch.in_flight.record(torch.cuda.current_stream(device))
     B, T = len(batch), batch.window_samples
     x_BTC = torch.empty(B, T, n_channels, dtype=torch.float32, device=device)
     for group in batch.groups:
@@ -68,7 +68,9 @@ def _normalise(windows_nTC: torch.Tensor, step_uv: float, how: Normalisation) ->
         mean = exact.sum(dim=1, keepdim=True) / T
         variance = exact.square_().sum(dim=1, keepdim=True) / T - mean.square()
         deviation = variance.clamp_(min=0).sqrt_().clamp_(min=how.eps_uv / step_uv)
-        x = windows_nTC.float().sub_(mean.float()).mul_(deviation.reciprocal_().float())
+        # copy: a float32 store's windows are float already, and are the loader's own buffer
+        x = windows_nTC.to(torch.float32, copy=True)
+        x.sub_(mean.float()).mul_(deviation.reciprocal_().float())
     else:
         x = windows_nTC.float() * (step_uv / how.by_uv)
     return x if how.clip is None else x.clamp_(-how.clip, how.clip)

@@ -72,6 +72,8 @@ class Loader:
         stores: Sequence[Store] | None = None,
     ):
         _check_batches(global_batch_size, micro_batch_size, rank, world_size)
+        if start_position < 0:
+            raise ValueError(f"Position {start_position}: positions count from 0.")
         self.settings = settings
         self._stores = open_stores(settings) if stores is None else stores
         index = WindowIndex(self._stores, split, settings)

@@ -7,7 +7,6 @@ over its windows; positions simply run on into the next, which is permuted anew.
 
 from __future__ import annotations
 
-import bisect
 import difflib
 import functools
 from dataclasses import dataclass
@@ -32,9 +31,9 @@ absl_logging.set_verbosity(_verbosity)
 
 _MOST_WINDOWS = 2**32 - 1  # grain permutes 32-bit numbers
 
-# grain finds a permuted number by trying 16-bit ones until one is small enough: 3 µs at 100,000 windows or more,
-# 7 at 4,000, but 200 at 100 and 10,000 at 2. Below this many, permutations are computed by the epoch.
-_FEW_WINDOWS = 2**12
+# grain finds a permuted number by trying 16-bit ones until one is small enough: 3 µs for 100,000 windows or more,
+# 20 for 1,000, 200 for 100 and 10,000 for 2. Fewer than this are permuted by the epoch instead.
+_FEW_WINDOWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -127,11 +126,16 @@ class _FewShuffled(grain.MapDataset):
 
     def __getitem__(self, index: int) -> int:  # type: ignore[override]
         epoch, place = divmod(index, len(self._windows))
-        return int(self._epoch(epoch)[place])
+        return self._windows.start + int(self._epoch(epoch)[place])
 
-    def _permute(self, epoch: int) -> NDArray[np.int64]:
-        keys = stream(named_seed("ddscale few", self._seed, epoch, bits=64), np.arange(len(self._windows)))
-        return self._windows.start + np.argsort(keys, kind="stable")
+    def _permute(self, epoch: int) -> NDArray[np.uint16]:
+        return _permutation(len(self._windows), "few", self._seed, epoch).astype(np.uint16)
+
+
+def _permutation(count: int, *owner: object) -> NDArray[np.int64]:
+    """0 ... count - 1 in an order that belongs to `owner`: sorted by a hash."""
+    keys = stream(named_seed("ddscale permutation", *owner, bits=64), np.arange(count))
+    return np.argsort(keys, kind="stable")
 
 
 class _ExactMixture(grain.transforms.DatasetSelectionMap):
@@ -179,8 +183,8 @@ class _BlockShuffle(grain.MapDataset):
         self._blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], windows.stop], strict=True)]
         self._length = len(windows)
         self._seed = seed
-        self._block_order = _shuffle(range(len(self._blocks)), seed)
-        super().__init__([self._block_order])
+        self._lengths = np.array([len(block) for block in self._blocks])
+        super().__init__([])
         self._epoch = functools.lru_cache(maxsize=4)(self._lay_out_epoch)
         self._within = functools.lru_cache(maxsize=64)(self._shuffle_block)
 
@@ -190,15 +194,13 @@ class _BlockShuffle(grain.MapDataset):
     def __getitem__(self, index: int) -> int:  # type: ignore[override]
         epoch, index = divmod(index, self._length)
         order, starts = self._epoch(epoch)
-        place = bisect.bisect_right(starts, index) - 1
-        return self._within(epoch, order[place])[index - starts[place]]
+        place = int(starts.searchsorted(index, side="right")) - 1
+        return self._within(epoch, int(order[place]))[index - int(starts[place])]
 
-    def _lay_out_epoch(self, epoch: int) -> tuple[list[int], list[int]]:
+    def _lay_out_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Blocks in the order of an epoch, and the index at which each begins."""
-        count = len(self._blocks)
-        order = [self._block_order[epoch * count + i] for i in range(count)]
-        lengths = [len(self._blocks[block]) for block in order]
-        return order, [0, *np.cumsum(lengths[:-1]).tolist()]
+        order = _permutation(len(self._blocks), "blocks", self._seed, epoch)
+        return order, np.cumsum(self._lengths[order]) - self._lengths[order]
 
     def _shuffle_block(self, epoch: int, block: int) -> grain.MapDataset:
         return _shuffle(self._blocks[block], named_seed("ddscale block", self._seed, epoch, block, bits=32))

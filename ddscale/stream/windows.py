@@ -161,12 +161,15 @@ class WindowIndex:
             f"Set data.window_samples to at most {longest}, or ingest longer recordings."
         )
 
-    def _of_records(self, column: Callable[[Store], NDArray[Any]]) -> NDArray[np.int64]:
+    def _of_records(self, column: Callable[[Store], NDArray[Any]]) -> NDArray[Any]:
         """A column of the stores for every kept record."""
-        values = np.empty(len(self._rows), np.int64)
-        for i, store in enumerate(self._stores):
+        columns = [column(store) for store in self._stores]
+        if len(columns) == 1:
+            return columns[0][self._rows]
+        values = np.empty(len(self._rows), columns[0].dtype)
+        for i, one in enumerate(columns):
             here = (self._rows >= self._first_row[i]) & (self._rows < self._first_row[i + 1])
-            values[here] = column(store)[self._rows[here] - self._first_row[i]]
+            values[here] = one[self._rows[here] - self._first_row[i]]
         return values
 
 

@@ -157,6 +157,17 @@ def test_float32_store():
         assert np.allclose(x[i].numpy(), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("how", [ZScore(), Divide()])
+def test_the_buffer_is_left_as_it_was(dtype, how):
+    batch = batch_of(windows([128, 128], dtype=dtype))
+    before = batch.flat.clone()
+    first = materialise(batch, "cpu", STEP, 128, how)
+    assert torch.equal(batch.flat, before)
+    assert torch.equal(materialise(batch, "cpu", STEP, 128, how), first)
+    assert first.data_ptr() != batch.flat.data_ptr()
+
+
 def test_packing():
     packing = pack(np.array([20, 4, 20, 128, 4]), 10)
     assert packing.rows.tolist() == [1, 4, 0, 2, 3]
