@@ -15,9 +15,7 @@ def recording_ids(paths: Sequence[str]) -> list[str]:
 
     A path that is too long, or that comes out equal to another, carries eight digits of its own hash.
     """
-    plain = [
-        re.sub(r"[^A-Za-z0-9-]+", "_", _without_extension(path)).strip("_-") or "recording" for path in paths
-    ]
+    plain = [_plain(_without_extension(path)) for path in paths]
     # Counted without case: a store may lie on a file system that does not tell them apart.
     count = Counter(name.lower() for name in plain)
     return [
