@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ddscale.metrics.images import Pixels, as_float_pair
 
@@ -23,8 +22,7 @@ def mse(generated: Pixels, reference: Pixels) -> Tensor:
 
 def psnr(generated: Pixels, reference: Pixels) -> Tensor:
     """Peak signal-to-noise ratio in dB, peak 1.0 (255 for uint8); (B,), infinite for equal pictures."""
-    a, b = as_float_pair(generated, reference)
-    return peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    return -10 * torch.log10(mse(generated, reference))
 
 
 def pixcorr(generated: Pixels, reference: Pixels) -> Tensor:

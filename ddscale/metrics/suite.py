@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddscale.metrics import pixels, ranks
 from ddscale.metrics.controls import estimate, shuffled_pairs
-from ddscale.metrics.features import load_extractor
+from ddscale.metrics.features import Name, load_extractor
 from ddscale.metrics.images import Pictures, Pixels, as_float
 from ddscale.metrics.judges import METRICS, Judge, Protocol, metric_names
 from ddscale.metrics.lpips import LPIPS
@@ -147,7 +147,7 @@ def _load(
     """Metrics that can run, each tried on one reference picture, and those that cannot, with the reason."""
     example = as_float(example)
     paired: dict[str, tuple[Measure, PairedMetric]] = {}
-    judges: dict[str, Judge] = {}
+    judges: dict[Name, Judge] = {}
     reasons: dict[str, str] = {}
     for measure, load in _PAIRED.items():
         try:

@@ -40,10 +40,10 @@ class WeightsFile:
 
     def find(self, what: str, folder: Path | None = None) -> Path:
         """Its path below `folder` (default: DDSCALE_WEIGHTS); raises MissingWeights naming `what` needs it."""
-        root = Path(folder or os.environ.get(VARIABLE, "")).expanduser()
-        if root == Path():
-            where = f"but {VARIABLE} is not set: set it to a folder that holds them"
-        else:
+        given = folder or os.environ.get(VARIABLE)
+        where = f"but {VARIABLE} is not set: set it to a folder that holds them"
+        if given:
+            root = Path(given).expanduser()
             where = f"which are not in {root}" + ("" if folder else f" ({VARIABLE})")
             for path in self.paths:
                 if (root / path).exists():

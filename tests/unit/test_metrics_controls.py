@@ -1,0 +1,90 @@
+"""Intervals that cover what they claim to, and pairs that are really shuffled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ddscale.metrics.controls import estimate, shuffled_pairs, wilson_interval
+
+
+def test_interval_of_independent_values_is_the_textbook_one():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    got = estimate(values)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(400)
+    assert got.value == pytest.approx(values.mean())
+    assert got.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert got.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert (got.values, got.groups) == (400, 400)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    covered = [
+        got.low <= 0.3 <= got.high
+        for got in (estimate(rng.random(150) < 0.3, resamples=500, seed=i) for i in range(400))
+    ]
+    assert 0.91 < np.mean(covered) < 0.98
+
+
+def test_samples_of_one_picture_do_not_narrow_the_interval():
+    rng = np.random.default_rng(2)
+    of_pictures = rng.normal(size=50)
+    values, groups = np.repeat(of_pictures, 20), np.repeat(np.arange(50), 20)
+    grouped, singly, pictures = estimate(values, groups), estimate(values), estimate(of_pictures)
+    assert grouped.value == pytest.approx(pictures.value)
+    assert grouped.high - grouped.low == pytest.approx(pictures.high - pictures.low, rel=0.05)
+    assert singly.high - singly.low < 0.3 * (grouped.high - grouped.low)
+    assert (grouped.values, grouped.groups) == (1000, 50)
+
+
+def test_groups_of_unequal_size_weigh_by_their_values():
+    got = estimate(np.array([1.0, 1, 1, 0]), np.array(["a", "a", "a", "b"]))
+    assert got.value == 0.75
+    assert (got.low, got.high) == (0.0, 1.0)
+
+
+def test_intervals_are_repeatable_and_follow_the_seed():
+    values = np.random.default_rng(3).random(30)
+    assert estimate(values, seed=1) == estimate(values, seed=1)
+    assert estimate(values, seed=1) != estimate(values, seed=2)
+
+
+def test_what_has_no_mean_or_no_interval():
+    with pytest.raises(ValueError, match="at least one"):
+        estimate(np.array([]))
+    with pytest.raises(ValueError, match="1 of 2 values are not finite"):
+        estimate(np.array([1.0, np.inf]))
+    with pytest.raises(ValueError, match="2 values but 1 groups"):
+        estimate(np.array([1.0, 2.0]), np.array([0]))
+    alone = estimate(np.array([1.0, 2.0]), np.array([0, 0]))
+    assert alone.value == 1.5
+    assert np.isnan(alone.low)
+    assert np.isnan(alone.high)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 200), (98, 200)])
+def test_wilson_interval_against_its_formula(successes, trials):
+    z, p = scipy.stats.norm.ppf(0.975), successes / trials
+    centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * np.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
+    assert wilson_interval(successes, trials) == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+def test_wilson_interval_of_no_proportion():
+    with pytest.raises(ValueError, match="3 successes in 2 trials"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="0 trials"):
+        wilson_interval(0, 0)
+
+
+def test_shuffled_pairs_keep_none_and_use_all():
+    for n in (2, 3, 10, 500):
+        pairs = shuffled_pairs(n, seed=n)
+        assert sorted(pairs) == list(range(n))
+        assert not (pairs == np.arange(n)).any()
+    assert (shuffled_pairs(50, 1) != shuffled_pairs(50, 2)).any()
+    np.testing.assert_array_equal(shuffled_pairs(50, 1), shuffled_pairs(50, 1))
+    with pytest.raises(ValueError, match="two pictures"):
+        shuffled_pairs(1)
