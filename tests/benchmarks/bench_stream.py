@@ -98,10 +98,10 @@ def run(channels: tuple[int, ...] = (20, 128), records: int = 40, repeats: int =
                 path = Path(folder) / f"{backend}{count}"
                 write_store(path, [recording], sfreq=SFREQ, backend=backend)
                 store = open_store(path)
-                # Overlap makes the windows many, as they are where grain permutes them.
-                settings = StreamSettings(stores=[str(path)], window_samples=WINDOW, overlap=0.75)
+                # Overlap makes the windows as many as grain permutes them; fewer are permuted by the epoch.
+                settings = StreamSettings(stores=[str(path)], window_samples=WINDOW, overlap=0.9375)
                 order = Order(WindowIndex([store], "train", settings), settings)
-                windows = len(order) // BATCH * BATCH
+                windows = 75 * BATCH
                 if backend == "tar":
                     works["preadv loop"] = preadv_loop(store, order, windows)
                     works["order alone"] = order_alone(order, windows)
