@@ -150,14 +150,11 @@ class Store:
     def channels_of(self, row: int) -> list[MontageChannel]:
         """The channels of one record, in the order of its columns."""
         montage = self.montages[self._name("montage", row)]
-        return montage.without(self._dropped()[row].as_py())
+        return montage.without(tables.cell(self.path / layout.RECORDS, "dropped", row))
 
     def _name(self, column: str, row: int) -> str:
         codes = self._column(column)
         return self._names[column][codes[row]]
-
-    def _dropped(self) -> pa.ChunkedArray:
-        return self.table(["dropped"])["dropped"]
 
     def _column(self, name: str) -> np.ndarray:
         found = self._columns.get(name)
@@ -239,7 +236,7 @@ class Store:
 
     def _fault(self, row: int, error: Exception) -> OSError:
         shard = self.path / self._name("shard", row)
-        key = self.table(["key"])["key"][row].as_py()
+        key = tables.cell(self.path / layout.RECORDS, "key", row)
         cause = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
         return OSError(
             f"Cannot read record {key} from shard {shard}: {cause}. `ddscale verify {self.path}` lists all that is "

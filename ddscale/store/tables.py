@@ -131,6 +131,15 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
     return found.select(wanted.names).cast(wanted)
 
 
+def cell(path: Path, column: str, row: int) -> Any:
+    """One value of a table, reading only the group of rows it is in."""
+    with pq.ParquetFile(path) as file:
+        group = 0
+        while row >= (count := file.metadata.row_group(group).num_rows):
+            group, row = group + 1, row - count
+        return file.read_row_group(group, columns=[column])[column][row].as_py()
+
+
 def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """A column of names in memory as (codes, names): `names[codes[row]]`, in no particular order."""
     array = pa.chunked_array(column.unify_dictionaries().chunks, column.type).combine_chunks()
