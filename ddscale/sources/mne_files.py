@@ -144,9 +144,11 @@ def explained(path: Path, format_name: str) -> Iterator[None]:
             raise ValueError(
                 f"{path}: reading {format_name} needs `{package}`: pip install {package}."
             ) from error
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        cause = " ".join(str(error).split())[:300].rstrip(".")
+        if not isinstance(error, ValueError | RuntimeError | OSError | NotImplementedError):
+            cause = f"{type(error).__name__} {cause}".strip()
         raise ValueError(
-            f"{path} cannot be read as {format_name}: {cause} If it opens in the software that recorded it, export "
+            f"{path} cannot be read as {format_name}: {cause}. If it opens in the software that recorded it, export "
             "it from there as EDF+ or BrainVision; otherwise copy it again, or exclude it."
         ) from error
 
@@ -180,27 +182,24 @@ _READERS: dict[str, Callable[[Path], mne.io.BaseRaw]] = {
 
 
 def _read_neuroscan(path: Path) -> mne.io.BaseRaw:
-    """Neuroscan headers often miscount the samples, so that 16 and 32 bit cannot be told apart from them.
-
-    Of the two the one is taken whose data, with the event table, come closest to the file's size.
-    """
+    """Neuroscan headers miscount their samples often enough, and 16 and 32 bit cannot be told apart then."""
     try:
         return mne.io.read_raw_cnt(path)
     except RuntimeError as error:
-        if "data_format" not in str(error):
+        if "data_format" not in str(error) and "data format" not in str(error):
             raise
-    size = path.stat().st_size
-    attempts = []
-    for data_format in ("int16", "int32"):
-        with contextlib.suppress(Exception):
-            raw = mne.io.read_raw_cnt(path, data_format=data_format)
-            n_bytes = (
-                900 + 75 * len(raw.ch_names) + raw.n_times * len(raw.ch_names) * int(data_format[3:]) // 8
-            )
-            attempts.append((abs(size - n_bytes), data_format, raw))
-    if not attempts:
-        raise ValueError("neither 16 nor 32 bit samples fit its header.")
-    return min(attempts, key=lambda attempt: attempt[:2])[2]
+    with path.open("rb") as file:
+        file.seek(370)
+        n_channels = int.from_bytes(file.read(2), "little")
+        file.seek(900 + 75 * n_channels)
+        start = file.read(1 << 16)
+    words = np.frombuffer(start[: len(start) // 4 * 4], "<i2")
+    # The upper halves of 32-bit EEG are all but always the sign alone; as 16-bit samples they would be flat.
+    wide = np.isin(words[1::2], (0, -1)).mean() > 0.9 > np.isin(words[::2], (0, -1)).mean()
+    size_is_known = path.stat().st_size < 2e9  # beyond, the position of the event table has overflowed
+    return mne.io.read_raw_cnt(
+        path, data_format="int32" if wide else "int16", recompute_n_samples=size_is_known
+    )
 
 
 def _read_gdf(path: Path) -> mne.io.BaseRaw:

@@ -212,7 +212,7 @@ def test_long_read_is_bounded_by_what_is_asked_for(tmp_path):
 
 
 def test_no_names_of_persons_or_dates_in_meta(tmp_path):
-    path = write(
+    write(
         tmp_path / "a.edf",
         [signal(100, "Cz", transducer_type="AgAgCl")],
         patient=edfio.Patient(name="Doe_Jane", code="J123"),
