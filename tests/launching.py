@@ -42,7 +42,11 @@ def tiny_recipe(store: Path | str, run: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_synthetic_store(path: Path) -> Path:
+def write_synthetic_store(
+    path: Path,
+    subjects: tuple[str, ...] = ("anna", "ben", "carl"),
+    held_out: tuple[str, ...] = ("four/carl", "twenty/carl"),
+) -> Path:
     """Two datasets of 4 and 20 channels, three subjects each, one of each held out: oscillations in 1/f noise."""
     from ddscale.store import ArrayRecording, write_store
 
@@ -50,7 +54,7 @@ def write_synthetic_store(path: Path) -> Path:
     seconds = np.arange(40 * 128) / 128
     recordings = []
     for dataset, channels in (("four", 4), ("twenty", 20)):
-        for subject in ("anna", "ben", "carl"):
+        for subject in subjects:
             noise = np.cumsum(rng.normal(size=(channels, len(seconds))), axis=1)
             noise -= noise.mean(axis=1, keepdims=True)
             waves = 30 * np.sin(2 * np.pi * 10 * seconds + rng.uniform(0, 6, size=(channels, 1)))
@@ -58,7 +62,7 @@ def write_synthetic_store(path: Path) -> Path:
             recordings.append(
                 ArrayRecording(dataset, subject, f"{subject}-rest", names, [(0, noise + waves)])
             )
-    write_store(path, recordings, sfreq=128.0, val_subjects=["four/carl", "twenty/carl"])
+    write_store(path, recordings, sfreq=128.0, val_subjects=held_out)
     return path
 
 

@@ -1,0 +1,155 @@
+"""Checkpoints: whole or not there, verified before use, damaged ones passed over by name."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from ddscale.training.checkpoints import SEAL, Checkpoints
+from ddscale.training.ranks import AgreedError, Ranks
+
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+class FakeEngine:
+    """Writes two files per rank where DeepSpeed would."""
+
+    def __init__(self, content: bytes = b"weights") -> None:
+        self.content = content
+
+    def save_checkpoint(self, folder, tag, client_state, save_latest):
+        assert save_latest is False
+        assert client_state
+        path = os.path.join(folder, tag)
+        os.makedirs(path)
+        for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+            with open(os.path.join(path, name), "wb") as file:
+                file.write(name.encode() + self.content * 1000)
+
+
+def state(step: int, **changes):
+    return {"step": step, "world_size": 1, "zero_stage": 2, "universal": False, **changes}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", keep=3, ranks=ALONE)
+
+
+def save(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(FakeEngine(b"%d" % step), step, state(step))
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir())
+
+
+def test_what_was_saved_is_found_again_with_its_state(checkpoints):
+    assert checkpoints.newest_intact() == (None, [])
+    save(checkpoints, 5, 10)
+    found, complaints = checkpoints.newest_intact()
+    assert complaints == []
+    assert found.step == 10
+    assert found.state == state(10)
+    assert (checkpoints.folder / "latest").read_text() == "step-00000010"
+
+
+def test_only_the_newest_are_kept(checkpoints):
+    save(checkpoints, 1, 2, 3, 4, 5)
+    assert names(checkpoints) == ["step-00000003", "step-00000004", "step-00000005"]
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped bit": (lambda p: flip_a_byte(p / "mp_rank_00_model_states.pt"), "model_states.pt has changed bytes"),
+    "missing file": (lambda p: (p / "mp_rank_00_model_states.pt").unlink(), "mp_rank_00_model_states.pt is missing"),
+    "truncated": (lambda p: os.truncate(p / "mp_rank_00_model_states.pt", 9), "has 9 bytes instead of"),
+    "no seal": (lambda p: (p / SEAL).unlink(), "seal.json cannot be read"),
+    "half a seal": (lambda p: os.truncate(p / SEAL, 40), "seal.json cannot be read"),
+    "changed state": (
+        lambda p: (p / SEAL).write_text((p / SEAL).read_text().replace('"step": 3', '"step": 4')),
+        "seal.json was changed after it was written",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_by_name_for_the_one_before(checkpoints, kind):
+    save(checkpoints, 1, 2, 3)
+    damage, said = DAMAGE[kind]
+    damage(checkpoints.folder / "step-00000003")
+    found, complaints = checkpoints.newest_intact()
+    assert found.step == 2
+    (complaint,) = complaints
+    assert "step-00000003" in complaint
+    assert said in complaint
+
+
+def test_when_nothing_is_intact_every_one_is_named(checkpoints):
+    save(checkpoints, 1, 2)
+    for name in names(checkpoints):
+        flip_a_byte(checkpoints.folder / name / "mp_rank_00_model_states.pt")
+    found, complaints = checkpoints.newest_intact()
+    assert found is None
+    assert ["step-00000002" in complaints[0], "step-00000001" in complaints[1]] == [True, True]
+
+
+def test_latest_set_back_by_hand_is_honoured_and_a_new_save_ends_the_old_future(checkpoints):
+    save(checkpoints, 2, 4, 6)
+    (checkpoints.folder / "latest").write_text("step-00000004")
+    found, _ = checkpoints.newest_intact()
+    assert found.step == 4
+    save(checkpoints, 5)
+    assert names(checkpoints) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_a_latest_that_names_nothing_is_no_obstacle(checkpoints):
+    save(checkpoints, 2)
+    (checkpoints.folder / "latest").write_text("step-00000777")
+    assert checkpoints.newest_intact()[0].step == 2
+
+
+def test_the_same_step_again_replaces_what_was_there(checkpoints):
+    save(checkpoints, 3)
+    checkpoints.save(FakeEngine(b"other"), 3, state(3))
+    found, complaints = checkpoints.newest_intact()
+    assert complaints == []
+    assert b"other" in (found.path / "mp_rank_00_model_states.pt").read_bytes()
+
+
+def test_what_a_crash_left_unpublished_is_never_found_and_goes_away(checkpoints):
+    save(checkpoints, 1)
+
+    def crash():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(FakeEngine(), 2, state(2), crash)
+    assert len(names(checkpoints)) == 2
+    assert checkpoints.newest_intact()[0].step == 1
+    assert names(checkpoints) == ["step-00000001"]
+
+
+def test_a_missing_ranks_file_stops_the_publication(checkpoints):
+    save(checkpoints, 1)
+    with pytest.raises(
+        AgreedError, match="1 of 2 ranks' optimiser files arrived.*file system that all of them share"
+    ):
+        checkpoints.save(FakeEngine(), 2, state(2, world_size=2))
+    assert checkpoints.newest_intact()[0].step == 1
+
+
+def test_the_seal_lists_every_file(checkpoints):
+    save(checkpoints, 1)
+    folder = checkpoints.folder / "step-00000001"
+    listed = json.loads((folder / SEAL).read_text())["files"]
+    assert set(listed) | {SEAL} == {path.name for path in folder.iterdir()}
