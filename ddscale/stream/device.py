@@ -39,6 +39,7 @@ def materialise(
         batch.in_flight = torch.cuda.Event()
         batch.in_flight.record(torch.cuda.current_stream(device))
     B, T = len(batch), batch.window_samples
+    first_B = first_channels(batch.mask_seeds, batch.channels, n_channels)
     x_BTC = torch.empty(B, T, n_channels, dtype=torch.float32, device=device)
     for group in batch.groups:
         samples = batch.rows[group.first : group.first + group.count]
@@ -47,13 +48,12 @@ def materialise(
         # One montage in the batch is the usual case: its windows are already where they belong.
         together = group.count == B
         out_nTC = x_BTC if together else torch.empty(group.count, T, n_channels, device=device)
-        starts = _crop_starts(batch, samples, group.channels, n_channels)
         chunk = max(1, _CPU_CHUNK // (T * group.channels)) if device.type == "cpu" else group.count
         for first in range(0, group.count, chunk):
             part = slice(first, first + chunk)
             kept_nTC = windows_nTC[part]
-            if starts is not None:
-                kept_nTC = _crop(kept_nTC, starts[part].to(device), n_channels)
+            if group.channels > n_channels:
+                kept_nTC = _crop(kept_nTC, first_B[samples[part]].to(device), n_channels)
             _tile(_normalise(kept_nTC, step_uv, normalisation), out_nTC[part])
         if not together:
             x_BTC.index_copy_(0, samples.to(device), out_nTC)
@@ -76,15 +76,13 @@ def _normalise(windows_nTC: torch.Tensor, step_uv: float, how: Normalisation) ->
     return x if how.clip is None else x.clamp_(-how.clip, how.clip)
 
 
-def _crop_starts(
-    batch: HostBatch, samples: torch.Tensor, channels: int, n_channels: int
-) -> torch.Tensor | None:
-    """First channel kept of each window of a group, int64 (n,); None where all channels fit."""
-    if channels <= n_channels:
-        return None
-    seeds = batch.mask_seeds[samples].numpy()
-    spare = torch.full((len(seeds),), channels - n_channels + 1, dtype=torch.int64)
-    return torch.from_numpy(below(seeds, spare.numpy(), "channel crop"))
+def first_channels(mask_seeds_B: torch.Tensor, channels_B: torch.Tensor, n_channels: int) -> torch.Tensor:
+    """Which of a recording's channels is the model's first: 0, or where the run kept of more than n_channels begins.
+
+    mask_seeds_B, channels_B: int64 on the CPU, as in a HostBatch. Returns (B,) int64.
+    """
+    places = (channels_B - n_channels + 1).clamp(min=1)
+    return torch.from_numpy(below(mask_seeds_B.numpy(), places.numpy(), "channel crop"))
 
 
 def _crop(windows_nTC: torch.Tensor, starts_n: torch.Tensor, n_channels: int) -> torch.Tensor:

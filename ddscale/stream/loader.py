@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 import weakref
@@ -17,7 +18,7 @@ from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
 from ddscale.stream.readers import ReadAhead
 from ddscale.stream.settings import StreamSettings
-from ddscale.stream.windows import WindowIndex
+from ddscale.stream.windows import Located, WindowIndex
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Loader:
             "samples_seen": self.samples_seen,
             "stores": [{"path": str(store.path), "fingerprint": store.fingerprint} for store in self._stores],
             "order": self._order_settings(),
-            "probe": self._probe(),
+            "probe": self._probe,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -191,12 +192,16 @@ class Loader:
                 f"The order of windows is not the checkpoint's: {'; '.join(changed)}. "
                 "Set it back to resume, or start a new run from the checkpoint's weights."
             )
-        if state["probe"] != self._probe():
+        if state["probe"] != self._probe:
             raise ValueError(
                 "The same settings no longer give the checkpoint's order of windows, so grain's permutation must have "
                 "changed: install the version of grain in the run's environment.json to resume this run."
             )
         self._go_to(int(state["samples_seen"]))
+
+    def locate(self, positions: NDArray[np.int64]) -> Located:
+        """Where the windows at some positions (int64, not negative) lie: store, row of its index, first sample."""
+        return self._order.at(positions).located
 
     def close(self) -> None:
         """Stop reading ahead and end the reader threads; iterating again starts them anew."""
@@ -259,14 +264,16 @@ class Loader:
             )
 
     def _order_settings(self) -> dict[str, Any]:
-        keys = ["window_samples", "overlap", "weights", "shuffle", "seed", "blocklist"]
+        keys = ["window_samples", "overlap", "weights", "shuffle", "seed"]
         if self.settings.shuffle == "block":
             keys.append("block_shards")
-        return {"split": self.split, **{key: getattr(self.settings, key) for key in keys}}
+        ours = {key: getattr(self.settings, key) for key in keys}
+        return {"split": self.split, **ours, "blocklist": sorted(set(self.settings.blocklist))}
 
+    @functools.cached_property
     def _probe(self) -> int:
         """A hash of the order's beginning: notices a permutation that changed underneath."""
-        return named_seed(*self._order.windows_at(np.arange(16)).tolist(), bits=32)
+        return named_seed(*self._order.windows_at(np.arange(64)).tolist(), bits=32)
 
 
 class _Positions:

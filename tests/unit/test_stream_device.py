@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddscale.stream.collation import HostBatch, pack
-from ddscale.stream.device import materialise
+from ddscale.stream.device import first_channels, materialise
 from ddscale.stream.hashing import below
 from ddscale.stream.settings import Divide, ZScore
 
@@ -103,6 +103,9 @@ def test_crops_follow_the_seed_and_reach_everywhere():
     signal = np.tile(np.arange(20, dtype=np.int16), (64, 1))
     x = materialise(batch_of([signal] * 400), "cpu", 1.0, 16, Divide(by_uv=1.0))
     starts = x[:, 0, 0].tolist()
+    channels = torch.full((400,), 20)
+    assert first_channels(torch.arange(400) + 77, channels, 16).tolist() == starts
+    assert not first_channels(torch.arange(400), channels, 20).any()
     assert set(starts) == {0.0, 1.0, 2.0, 3.0, 4.0}
     again = materialise(batch_of([signal] * 3, [77, 78, 77]), "cpu", 1.0, 16, Divide(by_uv=1.0))[
         :, 0, 0

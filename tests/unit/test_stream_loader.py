@@ -13,7 +13,6 @@ import pytest
 
 from ddscale.store import ArrayRecording, open_store, write_store
 from ddscale.stream.loader import Loader
-from ddscale.stream.order import Order
 from ddscale.stream.settings import StreamSettings
 from ddscale.stream.windows import WindowIndex
 
@@ -141,11 +140,10 @@ def test_same_global_batches_on_any_ranks_and_threads(store, shuffle):
 def test_windows_are_what_the_store_holds(store):
     opened = open_store(store)
     given = settings(store, overlap=0.5)
-    index = WindowIndex([opened], "train", given)
-    order = Order(index, given)
+    loader = Loader(given, global_batch_size=G, micro_batch_size=G)
     batches, _ = global_batches(given, 2, 4, 5)
     for position, (_, dataset, valid, channels, window) in itertools.chain(*(b.items() for b in batches)):
-        at = order.at(np.array([position])).located
+        at = loader.locate(np.array([position]))
         held = opened.read(int(at.row[0]), int(at.start[0]), int(at.start[0]) + T)
         assert held.tobytes() == window
         assert held.any()
