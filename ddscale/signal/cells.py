@@ -66,9 +66,14 @@ class CellCutter:
         self._done += 1
         return [held[:, None]]
 
-    def edges(self, n_cells: int) -> list[int]:
-        """Borders of the first n_cells cells; the last one ends where the span ends."""
-        return [min(self._edge(k), self._seen) for k in range(n_cells + 1)]
+    @property
+    def n_cells(self) -> int:
+        """Cells cut so far; the unfinished one counts once `rest` has given it out."""
+        return self._done
+
+    def edges(self) -> list[int]:
+        """Borders of the cells cut so far; the last one ends where the span ends."""
+        return [min(self._edge(k), self._seen) for k in range(self._done + 1)]
 
     def _edge(self, k: int) -> int:
         return int(k * self._length + 0.5)

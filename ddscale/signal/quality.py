@@ -107,128 +107,126 @@ class Meter:
         """sfreq_raw, sfreq: before and after processing, Hz. line_freq: the survey's; without it 50 and 60 Hz are
         both looked at. eeg_C: mask of the channels that count, by default all (also where none is EEG)."""
         self._settings = settings
-        self._sfreq_raw, self._sfreq = sfreq_raw, sfreq
-        self._lines = (50.0, 60.0) if line_freq is None else (line_freq,)
-        self._counted_C = (
-            None if eeg_C is None or np.all(eeg_C) or not np.any(eeg_C) else np.asarray(eeg_C, bool)
+        self._samples_per_cell = settings.cell_s * sfreq_raw, settings.cell_s * sfreq
+        every = eeg_C is None or np.all(eeg_C) or not np.any(eeg_C)
+        self._counted_C = None if every else np.asarray(eeg_C, bool)
+        self._raw = rails.RawCells(sfreq_raw, settings.flat_uV)
+        self._processed = _ProcessedCells(
+            settings, sfreq, (50.0, 60.0) if line_freq is None else (line_freq,)
         )
-        self._lowest_C = self._highest_C = np.zeros(
-            0
-        )  # the recording's rails; one value per channel once known
         self._closed: list[_Span] = []
         self._open = self._new_span()
 
     def add_raw(self, start: int, raw_CT: np.ndarray) -> None:
         """The next raw samples of the open span, µV, from sample `start` of it (process's on_raw)."""
         for cells_CKT in self._open.raw_cutter.push(start, self._counted(raw_CT)):
-            self._measure_raw(cells_CKT)
+            self._raw.add(cells_CKT)
 
     def add_processed(self, start: int, block_CT: np.ndarray) -> None:
         """The next processed samples of the open span, µV, from output sample `start` of it."""
         for cells_CKT in self._open.cutter.push(start, self._counted(block_CT)):
-            self._measure(cells_CKT)
+            self._processed.add(cells_CKT)
 
     def close_span(self) -> None:
         """The open span has ended; its last cell, when under half of one, is too short to be flat or an outlier."""
+        whole_raw, whole = self._samples_per_cell
         for cells_CKT in self._open.raw_cutter.rest():
-            self._measure_raw(
-                cells_CKT, whole=cells_CKT.shape[-1] >= self._settings.cell_s * self._sfreq_raw / 2
-            )
+            self._raw.add(cells_CKT, may_be_flat=cells_CKT.shape[-1] >= whole_raw / 2)
         for cells_CKT in self._open.cutter.rest():
-            self._measure(cells_CKT, whole=cells_CKT.shape[-1] >= self._settings.cell_s * self._sfreq / 2)
+            self._processed.add(cells_CKT, spectra=cells_CKT.shape[-1] >= whole / 2)
         self._closed.append(self._open)
         self._open = self._new_span()
 
     def judge(self) -> list[list[Cell]]:
         """The cells of every closed span, in order, each with the reasons to leave it out."""
-        outlier_CK = self._spectral_outliers([p.bands_BCK for span in self._closed for p in span.processed])
-        judged, first = [], 0
+        raw = {
+            "nan": [~finite_CK for finite_CK in self._raw.finite()],
+            "flat": self._raw.flat(),
+            "clipped": self._raw.clipped(),
+        }
+        processed = {
+            "amplitude": self._processed.loud,
+            "line_noise": self._processed.humming,
+            "spectral_outlier": [self._processed.outliers()],
+        }
+        # Filters and references carry NaN on into other channels: one is enough.
+        limit = dict.fromkeys(REASONS, self._settings.bad_channels) | {"nan": 0.0}
+        rejected_raw = {reason: _too_many(parts, limit[reason]) for reason, parts in raw.items()}
+        rejected = {reason: _too_many(parts, limit[reason]) for reason, parts in processed.items()}
+        judged, first_raw, first = [], 0, 0
         for span in self._closed:
-            n_cells = sum(p.loud_CK.shape[1] for p in span.processed)
-            # Filters and references carry NaN on into other channels: one is enough.
-            nonfinite_CK = _joined([raw.nonfinite_CK for raw in span.raw], n_cells)
-            rejected_K = {"nan": nonfinite_CK.sum(axis=0) > 0}
-            for reason, failing_CK in {
-                "flat": _joined([raw.flat_CK for raw in span.raw], n_cells),
-                "clipped": _joined([self._clipped(raw) for raw in span.raw], n_cells),
-                "amplitude": _joined([p.loud_CK for p in span.processed], n_cells),
-                "line_noise": _joined([p.humming_CK for p in span.processed], n_cells),
-                "spectral_outlier": outlier_CK[:, first : first + n_cells],
-            }.items():
-                n_channels = max(len(failing_CK), 1)
-                rejected_K[reason] = failing_CK.sum(axis=0) > self._settings.bad_channels * n_channels
-            edges = span.cutter.edges(n_cells)
+            n_raw, n_cells = span.raw_cutter.n_cells, span.cutter.n_cells
+            # Rounding can make a span's last cell exist on one side only.
+            n_both = min(n_raw, n_cells)
+            of_span = {reason: cells_K[first : first + n_cells] for reason, cells_K in rejected.items()}
+            for reason, cells_K in rejected_raw.items():
+                of_span[reason] = np.zeros(n_cells, bool)
+                of_span[reason][:n_both] = cells_K[first_raw : first_raw + n_both]
+            edges = span.cutter.edges()
             judged.append(
                 [
-                    Cell(edges[k], edges[k + 1], tuple(reason for reason in REASONS if rejected_K[reason][k]))
+                    Cell(edges[k], edges[k + 1], tuple(reason for reason in REASONS if of_span[reason][k]))
                     for k in range(n_cells)
                 ]
             )
-            first += n_cells
+            first_raw, first = first_raw + n_raw, first + n_cells
         return judged
 
     def _new_span(self) -> _Span:
-        cell_s = self._settings.cell_s
-        return _Span(CellCutter(cell_s * self._sfreq_raw), CellCutter(cell_s * self._sfreq), [], [])
+        raw, processed = self._samples_per_cell
+        return _Span(CellCutter(raw), CellCutter(processed))
 
     def _counted(self, signal_CT: np.ndarray) -> np.ndarray:
         return signal_CT if self._counted_C is None else signal_CT[self._counted_C]
 
-    def _measure_raw(self, cells_CKT: np.ndarray, whole: bool = True) -> None:
-        cells = rails.measure(cells_CKT, self._sfreq_raw, self._settings.flat_uV)
-        lowest_C = np.where(cells.finite_CK, cells.low_CK, np.inf).min(axis=1)
-        highest_C = np.where(cells.finite_CK, cells.high_CK, -np.inf).max(axis=1)
-        if len(self._lowest_C):
-            lowest_C, highest_C = np.minimum(lowest_C, self._lowest_C), np.maximum(highest_C, self._highest_C)
-        self._lowest_C, self._highest_C = lowest_C, highest_C
-        # Which extremes are the recording's is known at its end; until then only resting cells keep theirs.
-        at_low, at_high = np.nonzero(cells.at_low_CK), np.nonzero(cells.at_high_CK)
-        self._open.raw.append(
-            _RawCells(
-                ~cells.finite_CK,
-                cells.flat_CK & whole,
-                at_low,
-                cells.low_CK[at_low],
-                at_high,
-                cells.high_CK[at_high],
-            )
-        )
 
-    def _clipped(self, raw: _RawCells) -> np.ndarray:
-        # A dead channel rests on both of its extremes: it is flat, not clipped.
-        alive_C = self._highest_C - self._lowest_C >= self._settings.flat_uV
-        clipped_CK = np.zeros(raw.flat_CK.shape, bool)
-        clipped_CK[raw.at_low] = (raw.low == self._lowest_C[raw.at_low[0]]) & alive_C[raw.at_low[0]]
-        clipped_CK[raw.at_high] |= (raw.high == self._highest_C[raw.at_high[0]]) & alive_C[raw.at_high[0]]
-        return clipped_CK
+@dataclass(frozen=True)
+class _Span:
+    raw_cutter: CellCutter
+    cutter: CellCutter
 
-    def _measure(self, cells_CKT: np.ndarray, whole: bool = True) -> None:
+
+class _ProcessedCells:
+    """Judges cells of the processed signal, batch by batch."""
+
+    def __init__(self, settings: Quality, sfreq: float, lines: tuple[float, ...]) -> None:
+        self._settings = settings
+        self._sfreq = sfreq
+        self._lines = lines
+        self.loud: list[np.ndarray] = []
+        """Per batch (C, K): over the amplitude limit."""
+        self.humming: list[np.ndarray] = []
+        """Per batch (C, K): line noise over its limit."""
+        self._bands: list[
+            np.ndarray
+        ] = []  # per batch (B, C, K) log10 µV², float16; NaN where a cell is too short
+
+    def add(self, cells_CKT: np.ndarray, spectra: bool = True) -> None:
+        """Add cells of one length, µV; `spectra` is False for cells too short to have comparable ones."""
         loud_CK = np.maximum(cells_CKT.max(axis=-1), -cells_CKT.min(axis=-1)) > self._settings.amplitude_uV
         n_bands = len(spectrum.BANDS_HZ)
         bands_BCK = np.full((n_bands, *loud_CK.shape), np.nan, np.float16)
         humming_CK = np.zeros(loud_CK.shape, bool)
-        if whole:
+        if spectra:
             freqs = spectrum.frequencies(cells_CKT.shape[-1], self._sfreq)
-            members_FS = np.stack(
-                [(freqs >= low) & (freqs < high) for low, high in spectrum.BANDS_HZ]
-                + [np.abs(freqs - line) <= _LINE_HALF_WIDTH_HZ for line in self._lines],
-                axis=1,
-            )
+            members_SF = [(freqs >= low) & (freqs < high) for low, high in spectrum.BANDS_HZ]
+            members_SF += [np.abs(freqs - line) <= _LINE_HALF_WIDTH_HZ for line in self._lines]
+            weights_FS = (np.stack(members_SF, axis=1) * freqs[1]).astype(cells_CKT.dtype)
             # One matrix product sums the bins of all bands and lines.
-            sums_CKS = spectrum.power(cells_CKT, self._sfreq) @ (members_FS * freqs[1]).astype(
-                cells_CKT.dtype
-            )
+            sums_CKS = spectrum.power(cells_CKT, self._sfreq) @ weights_FS
             bands_CKB, lines_CKL = sums_CKS[..., :n_bands], sums_CKS[..., n_bands:]
             bands_BCK[...] = np.log10(np.maximum(bands_CKB, _POWER_FLOOR)).transpose(2, 0, 1)
             total_CK1 = np.maximum(bands_CKB.sum(axis=-1, keepdims=True), _POWER_FLOOR)
             humming_CK = (lines_CKL > self._settings.line_noise * total_CK1).any(axis=-1)
-        self._open.processed.append(_ProcessedCells(loud_CK, humming_CK, bands_BCK))
+        self.loud.append(loud_CK)
+        self.humming.append(humming_CK)
+        self._bands.append(bands_BCK)
 
-    def _spectral_outliers(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """(C, K) over all spans: whether any band lies far from the channel's median."""
-        if not parts:
+    def outliers(self) -> np.ndarray:
+        """(C, K) of all batches: any band far from the channel's median over the recording."""
+        if not self._bands:
             return np.zeros((0, 0), bool)
-        bands_BCK = np.concatenate(parts, axis=2)
+        bands_BCK = np.concatenate(self._bands, axis=2)
         outlier_CK = np.zeros(bands_BCK.shape[1:], bool)
         known_K = ~np.isnan(bands_BCK).any(axis=(0, 1))
         if known_K.sum() < _MIN_CELLS:
@@ -241,37 +239,11 @@ class Meter:
         return outlier_CK
 
 
-@dataclass(frozen=True)
-class _RawCells:
-    nonfinite_CK: np.ndarray
-    flat_CK: np.ndarray
-    at_low: tuple[np.ndarray, ...]  # (channels, cells) that rest on their lowest value, and that value
-    low: np.ndarray
-    at_high: tuple[np.ndarray, ...]
-    high: np.ndarray
-
-
-@dataclass(frozen=True)
-class _ProcessedCells:
-    loud_CK: np.ndarray
-    humming_CK: np.ndarray
-    bands_BCK: np.ndarray  # log10 µV², float16; NaN where the cell is too short
-
-
-@dataclass
-class _Span:
-    raw_cutter: CellCutter
-    cutter: CellCutter
-    raw: list[_RawCells]
-    processed: list[_ProcessedCells]
-
-
-def _joined(parts: Sequence[np.ndarray], n_cells: int) -> np.ndarray:
-    """(C, n_cells) of parts of cells. Rounding can make a raw cell more or fewer than there are processed ones."""
-    if not parts:
-        return np.zeros((0, n_cells), bool)
-    joined_CK = np.concatenate(parts, axis=1)[:, :n_cells]
-    return np.pad(joined_CK, ((0, 0), (0, n_cells - joined_CK.shape[1])))
+def _too_many(batches_CK: Sequence[np.ndarray], fraction: float) -> np.ndarray:
+    """(K,) of all batches: more than `fraction` of the channels fail."""
+    if not batches_CK:
+        return np.zeros(0, bool)
+    return np.concatenate([batch_CK.sum(axis=0) > fraction * len(batch_CK) for batch_CK in batches_CK])
 
 
 def runs(cells: Sequence[Cell]) -> list[Cell]:

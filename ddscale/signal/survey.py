@@ -68,20 +68,15 @@ def survey(
     stretches = _stretches([(0, n_samples)] if spans is None else spans, round(_STRETCH_S * sfreq))
     if not stretches:
         raise ValueError("The recording has no samples.")
-    looks = [_look(read(start, stop), sfreq, flat_uV) for start, stop in stretches]
+    raw_cells = rails.RawCells(sfreq, flat_uV)
+    looks = [_look(read(start, stop), sfreq, raw_cells) for start, stop in stretches]
     n_finite_C = np.sum([look.n_finite_C for look in looks], axis=0)
     n_seen = sum(stop - start for start, stop in stretches)
-    cells = [look.cells for look in looks]
-    finite_CK, flat_CK, low_CK, high_CK, at_low_CK, at_high_CK = (
-        np.concatenate([getattr(cell, name) for cell in cells], axis=1)
-        for name in ("finite_CK", "flat_CK", "low_CK", "high_CK", "at_low_CK", "at_high_CK")
+    n_cells_C = np.maximum(np.concatenate(raw_cells.finite(), axis=1).sum(axis=1), 1)
+    flat_C, clipped_C = (
+        np.concatenate(batches, axis=1).sum(axis=1) / n_cells_C
+        for batches in (raw_cells.flat(), raw_cells.clipped())
     )
-    n_cells_C = np.maximum(finite_CK.sum(axis=1), 1)
-    lowest_C1 = np.where(finite_CK, low_CK, np.inf).min(axis=1, keepdims=True)
-    highest_C1 = np.where(finite_CK, high_CK, -np.inf).max(axis=1, keepdims=True)
-    clipped_CK = (at_low_CK & (low_CK == lowest_C1)) | (at_high_CK & (high_CK == highest_C1))
-    clipped_CK &= highest_C1 - lowest_C1 >= flat_uV  # a dead channel is flat, not clipped
-
     eeg_C = np.ones(len(n_finite_C), bool) if eeg_C is None else np.asarray(eeg_C, bool)
     by_length: dict[int, list[np.ndarray]] = {}
     for look in looks:
@@ -97,8 +92,8 @@ def survey(
     return Survey(
         rms_C,
         n_finite_C / n_seen,
-        (flat_CK & finite_CK).sum(axis=1) / n_cells_C,
-        (clipped_CK & finite_CK).sum(axis=1) / n_cells_C,
+        flat_C,
+        clipped_C,
         line_C,
         line_freq,
         eeg_C,
@@ -110,7 +105,6 @@ class _Look:
     """One stretch."""
 
     n_finite_C: np.ndarray
-    cells: rails.RawCells
     n_segment: int
     n_averaged: int
     power_CF: (
@@ -139,11 +133,11 @@ def _stretches(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int,
     return found
 
 
-def _look(raw_CT: np.ndarray, sfreq: float, flat_uV: float) -> _Look:
+def _look(raw_CT: np.ndarray, sfreq: float, raw_cells: rails.RawCells) -> _Look:
     n_channels, n_samples = raw_CT.shape
     n_cell = min(n_samples, round(_CELL_S * sfreq))
     n_cells = n_samples // n_cell
-    cells = rails.measure(raw_CT[:, : n_cells * n_cell].reshape(n_channels, n_cells, n_cell), sfreq, flat_uV)
+    raw_cells.add(raw_CT[:, : n_cells * n_cell].reshape(n_channels, n_cells, n_cell))
     n_segment = min(n_samples, round(_SEGMENT_S * sfreq))
     n_kept = len(_kept_frequencies(n_segment, sfreq))
     total_CF = np.zeros((n_channels, n_kept))
@@ -158,7 +152,7 @@ def _look(raw_CT: np.ndarray, sfreq: float, flat_uV: float) -> _Look:
         total_CF[good_C] += spectrum.power(straight_CT, sfreq)[:, :n_kept]
         n_good_C1[good_C] += 1
     with np.errstate(invalid="ignore"):
-        return _Look(n_finite_C, cells, n_segment, int(n_good_C1.max()), total_CF / n_good_C1)
+        return _Look(n_finite_C, n_segment, int(n_good_C1.max()), total_CF / n_good_C1)
 
 
 def _kept_frequencies(n_segment: int, sfreq: float) -> np.ndarray:

@@ -24,7 +24,8 @@ def test_cells_do_not_depend_on_blocks(length: float, n_samples: int, data: st.D
             cells += [stack[:, k] for k in range(stack.shape[1])]
     whole = len(cells)
     cells += [stack[:, 0] for stack in cutter.rest()]
-    borders = cutter.edges(len(cells))
+    borders = cutter.edges()
+    assert cutter.n_cells == len(cells)
     assert borders[0] == 0
     assert borders[-1] == n_samples
     assert borders[: whole + 1] == [int(k * length + 0.5) for k in range(whole + 1)]
