@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,6 +23,9 @@ from ddscale.store import layout
 from ddscale.store.identity import subject_hash
 from ddscale.store.manifest import Montage, MontageChannel
 from ddscale.store.staging import RejectedStretch, StagedRecording, StoreWriteError, stage
+
+
+_ROUNDING_UV = 1e-9
 
 
 class Unusable(Exception):
@@ -95,8 +99,14 @@ def _explain(recording: Recording, error: Exception) -> tuple[str, str]:
             "out_of_memory",
             f"{recording.path} needs more memory than there is: use fewer workers, or exclude it.",
         )
-    cause = str(error) if isinstance(error, ValueError | OSError) and str(error) else repr(error)
-    return "unreadable", cause if recording.path in cause else f"{recording.path} cannot be read: {cause}"
+    if isinstance(error, ValueError | OSError):
+        cause = str(error) or repr(error)
+        return "unreadable", cause if recording.path in cause else f"{recording.path} cannot be read: {cause}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        "failed",
+        f"{recording.path} failed with {error!r} at {where.filename}:{where.lineno}: please report it.",
+    )
 
 
 def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratch: IO[bytes]) -> list[Piece]:
@@ -160,7 +170,9 @@ def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratc
 
 def _check_unit(opened: OpenRecording, seen: Survey) -> list[str]:
     """Notes on the unit. Raises Unusable when the numbers cannot be in it, unless a recipe says that they are."""
-    doubt = implausible_unit(seen.rms_C[seen.eeg_C])
+    rms_C = seen.rms_C[seen.eeg_C]
+    # A constant comes out of a file's scaling with rounding errors; it is flat in any unit.
+    doubt = implausible_unit(np.where(rms_C < _ROUNDING_UV, 0.0, rms_C))
     if doubt is None:
         return []
     if opened.unit_source == "recipe":
