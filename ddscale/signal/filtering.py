@@ -90,6 +90,9 @@ class StreamingFIR:
     goes, then by zeros. The mean of the first half kernel is taken off before (amplifiers add tens of mV of
     offset, which would cost accuracy and, in signals shorter than the filter, step down to those zeros) and what
     the kernel makes of it is put back, so the filter stays linear.
+
+    float64: single-precision transforms would save a third of the filter's time, but one step of 10 mV (an electrode
+    that slips) would leave errors of 4e-3 µV, 7e-5 of the signal, in its whole block of two minutes.
     """
 
     def __init__(self, kernel: Kernel, n_fft: int) -> None:

@@ -167,7 +167,8 @@ def process(
 
     n_samples, sfreq: the recording's length and rate, Hz. line_freq: its survey's, for `notch: auto`.
     span: the stretch (start, stop) to process, by default all; its ends are treated as the signal's ends.
-    picks: rows of `read` to keep, by default all. channels: one per row of `read`; needed to change the reference.
+    picks: rows of `read` to keep, by default all. channels: one per row of `read`; needed to change the reference,
+        for which named ears and mastoids are read even when they are not kept.
     on_raw: called with (start within the span, (C, T) µV of the picked rows as read) once for every stretch, in
         order, before its output; it must not change the array.
     chunk_samples: input samples per step; by default a few FFT blocks' worth. The result does not depend on it.
@@ -184,19 +185,14 @@ def process(
         raise ValueError(
             "A reference other than as_recorded needs the recording's channels: pass `channels`."
         )
-    picked = (
-        None
-        if channels is None
-        else [channels[i] for i in (range(len(channels)) if picks is None else picks)]
-    )
-    change = None if picked is None else rereference(settings.reference, picked)
-
+    change = None if channels is None else rereference(settings.reference, channels, picks)
     if picks is not None:
         n_channels = len(picks)
     elif channels is not None:
         n_channels = len(channels)
     else:
         n_channels = read(begin, min(begin + 1, end)).shape[0]
+    asked = picks if change is None else [*(range(n_channels) if picks is None else picks), *change.unpicked]
     n_fft = fft_length(len(planned.kernel.taps), n_channels)
     step = chunk_samples or n_fft - 2 * planned.kernel.half
 
@@ -212,12 +208,13 @@ def process(
         written = 0
         for start in range(begin, end, step):
             stop = min(start + step, end)
-            x_CT = _read(read, start, stop, picks)
+            x_CT = _read(read, start, stop, asked)
             if on_raw is not None:
-                on_raw(start - begin, x_CT)
+                on_raw(start - begin, x_CT[:n_channels])
             if change is not None:
                 x_CT = np.array(x_CT, dtype=np.float64)
                 change.apply(x_CT)
+                x_CT = x_CT[:n_channels]
             last = stop == end
             parts = [
                 resampler.push(fir.push(x_CT[rows], last), last).astype(np.float32)

@@ -177,6 +177,28 @@ def test_the_average_is_over_the_picked_channels() -> None:
     np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-4)
 
 
+def test_a_reference_that_is_not_kept_is_read_for_its_purpose_only() -> None:
+    signal = eeg(4, 3000, 256.0)
+    steps = Preprocessing(sfreq=256.0, notch=None, reference=["A1", "A2"])
+    channels = standardise(["A1", "C3", "C4", "A2"])
+    raw: list[np.ndarray] = []
+    blocks = process(
+        lambda a, b: signal[:, a:b],
+        3000,
+        256.0,
+        steps,
+        channels=channels,
+        picks=[1, 2],
+        on_raw=lambda _, x: raw.append(x),
+    )
+    found = np.concatenate([block for _, block in blocks], axis=1)
+    expected = run(
+        signal[[1, 2]] - signal[[0, 3]].mean(axis=0), 256.0, Preprocessing(sfreq=256.0, notch=None)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_array_equal(np.concatenate(raw, axis=1), signal[[1, 2]])
+
+
 def test_a_reference_without_channels_is_an_error() -> None:
     with pytest.raises(ValueError, match="pass `channels`"):
         process(lambda a, b: np.zeros((1, b - a)), 10, 256.0, Preprocessing(reference="average"))

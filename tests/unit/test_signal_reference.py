@@ -36,3 +36,14 @@ def test_a_missing_reference_is_named() -> None:
 def test_bipolar_recordings_cannot_be_rereferenced() -> None:
     with pytest.raises(ValueError, match="as_recorded"):
         rereference("average", standardise(["Fp1-F7", "F7-T3"]))
+
+
+def test_mastoids_serve_without_being_kept() -> None:
+    change = rereference(["M2", "M1"], standardise(["M1", "C3", "C4", "ECG", "M2"]), picks=[1, 2])
+    assert change is not None
+    assert (change.rows, change.reference_rows, change.unpicked) == ((0, 1), (2, 3), (4, 0))
+
+
+def test_a_channel_left_out_as_bad_is_no_reference() -> None:
+    with pytest.raises(ValueError, match="Cz is not among"):
+        rereference(["Cz"], standardise(["C3", "Cz", "C4"]), picks=[0, 2])
