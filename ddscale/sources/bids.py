@@ -91,15 +91,19 @@ def list_bids(source: BidsSource) -> Listing:
             datatypes="eeg",
             ignore_nosub=True,
         )
-    rejected, chosen = [], []
-    for entry in found:
-        relative = entry.fpath.relative_to(root).as_posix()
-        if relative.split("/")[0] in ("derivatives", "sourcedata", "code"):
-            continue
-        if not entry.fpath.exists():
-            rejected.append((relative, "a link to content that is not here (with DataLad: `datalad get` it)"))
-        else:
-            chosen.append((relative, entry))
+    located = [(entry.fpath.relative_to(root).as_posix(), entry) for entry in found]
+    chosen = [(relative, entry) for relative, entry in located if relative.startswith("sub-")]
+    rejected = [
+        (
+            path.relative_to(root).as_posix(),
+            "a link to content that is not here (with DataLad: `datalad get` it)",
+        )
+        for path in sorted(root.glob("sub-*/**/eeg/*_eeg.*"))  # mne-bids passes over these
+        if path.suffix in _EXTENSIONS
+        and path.is_symlink()
+        and not path.exists()
+        and _asked_for(path.name, source)
+    ]
     if not chosen:
         asked = "".join(
             f" for {what} {', '.join(names)}"
@@ -124,6 +128,13 @@ def list_bids(source: BidsSource) -> Listing:
         for name, (_, entry) in zip(recording_ids(names), chosen, strict=True)
     ]
     return Listing(sorted(recordings, key=lambda recording: recording.id), sorted(rejected))
+
+
+def _asked_for(name: str, source: BidsSource) -> bool:
+    entities = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    return (source.subjects is None or entities.get("sub") in source.subjects) and (
+        source.tasks is None or entities.get("task") in source.tasks
+    )
 
 
 def _open(path: str, root: str, unit: Unit | None) -> OpenRecording:

@@ -28,6 +28,9 @@ class SimulatedSource(Provenance):
 
     kind: Literal["simulated"]
 
+    url: str = "simulated by ddscale"
+    """Provenance that the store and the report give; it should go on beginning with `simulated`."""
+
     folder: str
     """Folder to write the files into; a file that is there already is read again, not written again."""
 

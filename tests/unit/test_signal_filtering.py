@@ -110,8 +110,7 @@ def test_no_filter_is_the_signal() -> None:
 def test_block_length_leaves_room_for_new_samples(n_taps: int, n_channels: int) -> None:
     n_fft = fft_length(n_taps, n_channels)
     assert n_fft >= 2 * n_taps
-    assert n_fft & (n_fft - 1) == 0
-    assert n_channels * (n_fft - n_taps) * 8 <= max(2**26, n_channels * 8 * 4 * n_taps)
+    assert n_channels * (n_fft - n_taps) * 8 <= 1.05 * max(2**26, n_channels * 8 * n_taps)
 
 
 def test_stop_edge_of_a_notch() -> None:

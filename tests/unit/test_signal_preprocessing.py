@@ -340,3 +340,26 @@ def test_real_recordings_in_pieces(shared: Path, pattern: str) -> None:
     whole = run(signal, sfreq, steps, chunk_samples=signal.shape[1])
     pieces = run(signal, sfreq, steps, chunk_samples=signal.shape[1] // 7)
     np.testing.assert_allclose(pieces, whole, atol=1e-6 * np.abs(whole).max())
+
+
+def test_memory_does_not_grow_with_the_recording() -> None:
+    import tracemalloc
+
+    minute = eeg(4, 60 * 256, 256.0)
+
+    def peak_bytes(minutes: int) -> int:
+        tracemalloc.start()
+        n_samples = minutes * minute.shape[1]
+        for _ in process(
+            lambda a, b: np.take(minute, np.arange(a, b) % minute.shape[1], axis=1),
+            n_samples,
+            256.0,
+            Preprocessing(sfreq=200.0, h_freq=75.0),
+        ):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    peak_bytes(5)  # the filters are designed once
+    assert peak_bytes(40) < 1.1 * peak_bytes(8)

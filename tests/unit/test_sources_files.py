@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import mne
 import numpy as np
 import pybv
 import pytest
+import yaml
 
 from ddscale import recipes
 from ddscale.sources import FilesSource, list_recordings
@@ -422,3 +424,20 @@ def test_memory_stays_bounded_on_a_long_file(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 8e6
+
+
+# ---- shipped recipes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uncommented", [False, True])
+@pytest.mark.parametrize(("name", "kinds"), [("files", ["files", "arrays", "arrays"]), ("bids", ["bids"])])
+def test_shipped_starting_points_load_as_they_are_and_with_every_option(name, kinds, uncommented):
+    """Each commented option is a valid one: with the marks taken away, the recipe still loads."""
+    from ddscale.ingest.recipe import IngestRecipe
+
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "ingest" / f"{name}.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    if uncommented:
+        text = re.sub(r"(?m)^( +)# (?=[a-z]+: |- kind|  )", r"\1", text)
+    loaded = recipes.check(yaml.safe_load(text), IngestRecipe, str(recipe))
+    assert [entry.kind for entry in loaded.sources] == (kinds if uncommented else kinds[:1])

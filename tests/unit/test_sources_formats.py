@@ -92,7 +92,8 @@ def eeglab_fields(data) -> dict:
     events = np.array([("square", 50.0), ("boundary", 200.5)], dtype=[("type", object), ("latency", object)])
     return {
         "setname": "x", "nbchan": 3.0, "trials": 1.0, "pnts": 600.0, "srate": 100.0, "xmin": 0.0, "xmax": 5.99,
-        "data": data, "chanlocs": places, "event": events, "ref": "common", "icaweights": [], "chaninfo": {"nosedir": "+X"},
+        "data": data, "chanlocs": places, "event": events, "ref": "common", "icaweights": [],
+        "chaninfo": {"nosedir": "+X"},
     }  # fmt: skip
 
 

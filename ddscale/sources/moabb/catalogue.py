@@ -94,6 +94,7 @@ def _names() -> list[str]:
         name
         for name, found in vars(package()).items()
         if isinstance(found, type) and issubclass(found, BaseDataset) and found is not BaseDataset
+        and found.__module__.startswith("moabb.")
         and not name.startswith("Fake") and name not in old
     )  # fmt: skip
     return [
