@@ -43,7 +43,7 @@ class _Sizes(Settings):
     heads: int = Field(ge=1)
     """Attention heads per encoder block; must divide width."""
     mlp_ratio: float = Field(default=1.0, gt=0)
-    """Hidden width of each block's MLP over its width; 1.0 in the released DreamDiffusion, 4.0 in ViT."""
+    """Hidden width of each block's MLP over its width, rounded down; 1.0 in DreamDiffusion's code, 4.0 in ViT."""
 
     @model_validator(mode="after")
     def _window_and_width(self) -> _Sizes:
@@ -139,8 +139,7 @@ def _check_transformer(width_name: str, width: int, heads_name: str, heads: int,
         raise ValueError(
             f"{heads_name} {heads} does not divide {width_name} {width}: the nearest that does is {nearest}."
         )
-    if width * mlp_ratio < 1 or not (width * mlp_ratio).is_integer():
+    if int(width * mlp_ratio) < 1:
         raise ValueError(
-            f"mlp_ratio {mlp_ratio} of {width_name} {width} is {width * mlp_ratio:g} hidden units: choose "
-            f"a ratio that gives a whole number, such as {max(1, round(width * mlp_ratio)) / width:g}."
+            f"mlp_ratio {mlp_ratio} of {width_name} {width} leaves no hidden unit: use {1 / width:g} or more."
         )

@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, round(width * mlp_ratio))
+        self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
