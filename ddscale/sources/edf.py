@@ -9,6 +9,7 @@ Shapes: C channels, T samples, R data records, S samples of one channel in a rec
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import Counter
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _FIELDS = {  # signal header: bytes per channel, in this order
     "label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8,
     "digital_min": 8, "digital_max": 8, "prefilter": 80, "samples": 8, "reserved": 32,
 }  # fmt: skip
+
+
+_READ_BYTES = 4 << 20  # of records at a time
 
 
 @dataclass(frozen=True)
@@ -141,35 +145,55 @@ def choose_rate(rates: list[float]) -> float:
     return max(count, key=lambda rate: (count[rate], rate))
 
 
-def read_signals(file: EdfFile, chosen: list[Signal], start: int, stop: int) -> np.ndarray:
-    """Samples [start, stop) of signals that share one rate, as (C, T) float64 in each signal's own unit."""
+def read_signals(
+    file: EdfFile, chosen: list[Signal], start: int, stop: int, gains_C: np.ndarray, biases_C: np.ndarray
+) -> np.ndarray:
+    """Samples [start, stop) of signals that share one rate, as (C, T) float64: gain * digital + bias of each."""
     samples = chosen[0].samples
-    first, last = start // samples, -(-stop // samples)
     out_CT = np.empty((len(chosen), stop - start))
     record_bytes = file.record_samples * file.sample_bytes
-    per_read = max(1, (8 << 20) // record_bytes)
-    gains_C = np.array([signal.gain for signal in chosen])
-    biases_C = np.array([signal.bias for signal in chosen])
-    with file.path.open("rb") as stream:
-        for record in range(first, last, per_read):
-            n = min(per_read, last - record)
-            stream.seek(file.header_bytes + record * record_bytes)
-            raw = stream.read(n * record_bytes)
-            if len(raw) < n * record_bytes:
-                raise OSError(
-                    f"{file.path} ends before record {last}: it is being written, or was cut short."
+    per_read = _READ_BYTES // record_bytes
+    # Whole records, many at a time; of a record that is too large for that, only the samples asked for.
+    edges = range(start // samples * samples, stop, samples * max(per_read, 1))
+    with file.path.open("rb", buffering=0) as stream:
+        for edge in edges:
+            begin, end = max(start, edge), min(stop, edge + edges.step)
+            if per_read:
+                first, last = begin // samples, -(-end // samples)
+                raw = _read(stream, file, first * record_bytes, (last - first) * record_bytes)
+                records_RS = raw.reshape(last - first, file.record_samples)
+                block_CRS = np.empty((len(chosen), last - first, samples), raw.dtype)
+                for c, signal in enumerate(chosen):
+                    block_CRS[c] = records_RS[:, signal.offset : signal.offset + samples]
+                block_CT = block_CRS.reshape(len(chosen), -1)[
+                    :, begin - first * samples : end - first * samples
+                ]
+            else:
+                within = edge // samples * file.record_samples + begin - edge
+                offsets = [(within + signal.offset) * file.sample_bytes for signal in chosen]
+                block_CT = np.stack(
+                    [_read(stream, file, at, (end - begin) * file.sample_bytes) for at in offsets]
                 )
-            records_RS = _integers(raw, file.sample_bytes).reshape(n, file.record_samples)
-            block_CT = np.empty((len(chosen), n * samples))
-            for c, signal in enumerate(chosen):
-                block_CT[c] = records_RS[:, signal.offset : signal.offset + samples].reshape(-1)
-            begin = max(start, record * samples)
-            end = min(stop, (record + n) * samples)
-            inside = slice(begin - record * samples, end - record * samples)
-            out_CT[:, begin - start : end - start] = (
-                block_CT[:, inside] * gains_C[:, None] + biases_C[:, None]
-            )
+            part_CT = out_CT[:, begin - start : end - start]
+            np.multiply(block_CT, gains_C[:, None], out=part_CT)
+            part_CT += biases_C[:, None]
     return out_CT
+
+
+def _read(stream: io.FileIO, file: EdfFile, offset: int, n_bytes: int) -> np.ndarray:
+    """Integers from `n_bytes` at `offset` into the data records."""
+    stream.seek(file.header_bytes + offset)
+    raw = stream.read(n_bytes)
+    if len(raw) < n_bytes:
+        raise OSError(
+            f"{file.path} ends before its header says: it is being written, or was cut short. Copy it again."
+        )
+    if file.sample_bytes == 2:
+        return np.frombuffer(raw, "<i2")
+    # 24-bit two's complement: placed in the upper three bytes, so that the shift back extends the sign.
+    wide = np.zeros((n_bytes // 3, 4), np.uint8)
+    wide[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
+    return wide.view("<i4").reshape(-1) >> 8
 
 
 def record_onsets(file: EdfFile) -> np.ndarray | None:
@@ -202,15 +226,6 @@ def continuous_spans(file: EdfFile, samples: int) -> list[tuple[int, int]]:
     gaps = np.abs(np.diff(onsets_R) - file.record_s) > 0.5 * file.record_s / samples
     edges = [0, *((np.flatnonzero(gaps) + 1) * samples).tolist(), n_samples]
     return list(itertools.pairwise(edges))
-
-
-def _integers(raw: bytes, sample_bytes: int) -> np.ndarray:
-    if sample_bytes == 2:
-        return np.frombuffer(raw, "<i2")
-    # 24-bit two's complement: placed in the upper three bytes, so that the shift back extends the sign.
-    wide = np.zeros((len(raw) // 3, 4), np.uint8)
-    wide[:, 1:] = np.frombuffer(raw, np.uint8).reshape(-1, 3)
-    return wide.view("<i4").reshape(-1) >> 8
 
 
 def _scale(path: Path, label: str, raw: dict[str, bytes]) -> tuple[float, float]:

@@ -40,10 +40,11 @@ def open_edf(path: Path, statements: Statements) -> OpenRecording:
         unusable=unusable,
     )
     chosen = [signals[i] for i in selection.index]
-    scale_C1 = selection.scale_C[:, None]
+    gains_C = selection.scale_C * np.array([signal.gain for signal in chosen])
+    biases_C = selection.scale_C * np.array([signal.bias for signal in chosen])
 
     def read(start: int, stop: int) -> np.ndarray:
-        return edf.read_signals(file, chosen, start, stop) * scale_C1
+        return edf.read_signals(file, chosen, start, stop, gains_C, biases_C)
 
     return OpenRecording(
         path=str(path),

@@ -207,8 +207,23 @@ def test_long_read_is_bounded_by_what_is_asked_for(tmp_path):
     with opened(path) as recording:
         path.write_bytes(whole[: len(whole) // 2])
         assert recording.read(0, 1000).shape == (1, 1000)
-        with pytest.raises(OSError, match="ends before record"):
+        with pytest.raises(OSError, match="ends before its header says"):
             recording.read(0, 6000)
+
+
+@pytest.mark.parametrize("kind", [edfio.EdfSignal, edfio.BdfSignal])
+@pytest.mark.parametrize("at_once", [1, 1500, 10**7])
+def test_records_of_any_size_are_read_in_parts(tmp_path, monkeypatch, kind, at_once):
+    """A record may be smaller or larger than what is read at once, up to the whole recording in one."""
+    monkeypatch.setattr("ddscale.sources.edf._READ_BYTES", at_once)
+    signals = [signal(100, label, type=kind, seconds=20) for label in ("Fp1", "Cz", "Pz")]
+    for seconds in (1, 4, 20):
+        path = write(tmp_path / "a.edf", signals, data_record_duration=seconds)
+        with opened(path) as recording:
+            whole_CT = recording.read(0, 2000)
+            np.testing.assert_allclose(whole_CT, [s.data for s in signals], atol=1e-9)
+            for start, stop in [(0, 1), (99, 101), (333, 1777), (1999, 2000), (400, 800)]:
+                np.testing.assert_array_equal(recording.read(start, stop), whole_CT[:, start:stop])
 
 
 def test_no_names_of_persons_or_dates_in_meta(tmp_path):
