@@ -74,13 +74,13 @@ def low_pass_end(h_freq: float, nyquist: float) -> float:
 
 
 def fft_length(n_taps: int, n_channels: int) -> int:
-    """FFT length for overlap-save with a kernel of n_taps, a power of two.
+    """FFT length for overlap-save with a kernel of n_taps.
 
     Longer blocks waste less on the overlap, but past 32,768 samples they leave the cache and run slower, and the
     new samples of all channels together should stay near 64 MB. Whatever these say, half of a block must be new.
     """
     longest = min(32768, 2**26 // (8 * n_channels))
-    return 1 << (max(2 * n_taps, min(8 * n_taps, longest), 4096) - 1).bit_length()
+    return int(scipy.fft.next_fast_len(max(2 * n_taps, min(8 * n_taps, longest), 4096), real=True))
 
 
 class StreamingFIR:

@@ -192,6 +192,8 @@ def process(
         n_channels = len(channels)
     else:
         n_channels = read(begin, min(begin + 1, end)).shape[0]
+    if n_channels == 0:
+        raise ValueError("No channels are left to process: every one was dropped or is of a kind not kept.")
     asked = picks if change is None else [*(range(n_channels) if picks is None else picks), *change.unpicked]
     n_fft = fft_length(len(planned.kernel.taps), n_channels)
     step = chunk_samples or n_fft - 2 * planned.kernel.half

@@ -363,3 +363,8 @@ def test_memory_does_not_grow_with_the_recording() -> None:
 
     peak_bytes(5)  # the filters are designed once
     assert peak_bytes(40) < 1.1 * peak_bytes(8)
+
+
+def test_no_channels_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="No channels"):
+        process(lambda a, b: np.zeros((2, b - a)), 100, 256.0, Preprocessing(), picks=[])
