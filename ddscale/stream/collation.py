@@ -5,6 +5,7 @@ B windows of a micro-batch, T samples of a window, C channels of a recording.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,8 @@ class Collator:
         self._positions_of = positions_of
         self._datasets = tuple(datasets)
         self._window_samples = window_samples
+        # Looking up a name reads the store's whole list of them, and a bad record comes again in every epoch.
+        self._key = functools.lru_cache(maxsize=1024)(self._look_up_key)
 
     def __call__(self, number: int, slot: Slot) -> tuple[HostBatch, list[Fault]]:
         """Fill the slot with micro-batch `number`; also says which windows could not be read."""
@@ -210,5 +213,5 @@ class Collator:
         )
         return slot.batch, faults
 
-    def _key(self, store: int, row: int) -> str:
+    def _look_up_key(self, store: int, row: int) -> str:
         return str(self._stores[store].table(["key"])["key"][row].as_py())

@@ -134,7 +134,7 @@ def run(channels: tuple[int, ...] = (20, 128), records: int = 40, repeats: int =
                 (batch,) = next(loader)
                 for how in (ZScore(), Divide()):
                     speeds = [
-                        timed(lambda: len(materialise(batch, "cpu", store.step, 128, how)))[0]  # noqa: B023
+                        timed(lambda: len(materialise(batch, "cpu", store.step, 128, how)))[1]  # noqa: B023
                         for _ in range(2 * repeats)
                     ]
                     device.append(
