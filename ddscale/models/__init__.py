@@ -6,9 +6,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddscale.models.baselines import channel_mean, linear_interpolation
     from ddscale.models.config import EncoderConfig, MAEConfig
+    from ddscale.models.dreamdiffusion import load_dreamdiffusion
     from ddscale.models.encoder import EEGEncoder, EncoderOutput
+    from ddscale.models.encoder_folder import (
+        describe,
+        load_autoencoder,
+        load_encoder,
+        save_autoencoder,
+        save_encoder,
+    )
     from ddscale.models.masked_autoencoder import MAEOutput, MaskedAutoencoder
+
+__all__ = [
+    "EEGEncoder",
+    "EncoderConfig",
+    "EncoderOutput",
+    "MAEConfig",
+    "MAEOutput",
+    "MaskedAutoencoder",
+    "channel_mean",
+    "describe",
+    "linear_interpolation",
+    "load_autoencoder",
+    "load_dreamdiffusion",
+    "load_encoder",
+    "save_autoencoder",
+    "save_encoder",
+]
 
 _HOMES = {
     "EEGEncoder": "encoder",
@@ -17,9 +43,15 @@ _HOMES = {
     "MAEConfig": "config",
     "MAEOutput": "masked_autoencoder",
     "MaskedAutoencoder": "masked_autoencoder",
+    "channel_mean": "baselines",
+    "describe": "encoder_folder",
+    "linear_interpolation": "baselines",
+    "load_autoencoder": "encoder_folder",
+    "load_dreamdiffusion": "dreamdiffusion",
+    "load_encoder": "encoder_folder",
+    "save_autoencoder": "encoder_folder",
+    "save_encoder": "encoder_folder",
 }
-
-__all__ = ["EEGEncoder", "EncoderConfig", "EncoderOutput", "MAEConfig", "MAEOutput", "MaskedAutoencoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,12 +12,12 @@ Preset = Literal["demo", "dreamdiffusion", "vit_l", "vit_h", "2b", "7b"]
 
 _MAE_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 
-# Encoder / decoder parameters: demo 0.6 M together; dreamdiffusion 151.8 M / 13.4 M (the released code, whose
+# Encoder / decoder parameters: demo 0.5 M together; dreamdiffusion 151.8 M / 13.4 M (the released code, whose
 # MLP ratio of 1.0 gives half a ViT-L); vit_l 303 M, vit_h 630 M, 2b 2.0 B, 7b 7.2 B with MAE's decoder.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "width": 96, "depth": 4, "heads": 4, "mlp_ratio": 2.0,
-        "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4,
+        "width": 128, "depth": 2, "heads": 2, "mlp_ratio": 2.0,
+        "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 2,
     },
     "dreamdiffusion": {"width": 1024, "depth": 24, "heads": 16, "mlp_ratio": 1.0, **_MAE_DECODER},
     "vit_l": {"width": 1024, "depth": 24, "heads": 16, "mlp_ratio": 4.0, **_MAE_DECODER},
