@@ -293,8 +293,10 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, legacy, place):
         content["model"] = dict(
             content["model"], **{f"extra.{i}": attack for i, attack in enumerate(attacks)}
         )
+    elif place == "config":
+        content["config"].attacks = attacks
     else:
-        content[place] = attacks
+        content["optimizer"] = attacks
     path = checkpoint(tmp_path / "checkpoint.pth", content, legacy)
     loaded = load_dreamdiffusion(path)
     assert not witness.exists()
