@@ -1,0 +1,6 @@
+"""Tests of injected faults start training as a user does."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
