@@ -62,7 +62,7 @@ def _recording(path: str, source: ArraysSource, opened: Opened, close: Callable[
     size = dict(zip(axes, opened.shape, strict=True))
     n_channels, per_repetition, n_repetitions = size["C"], size["T"], size.get("R", 1)
     names = _channel_names(path, source, opened, n_channels, axes)
-    statements = Statements(unit=source.unit, kinds=source.kinds, reference=source.reference)
+    statements = Statements(unit=source.unit, kinds=source.kinds, kinds_must_match=True)
     selection = select(path, names, kinds=None, units=[None] * n_channels, statements=statements)
     scale_C1 = selection.scale_C[:, None]
     time_axis, channel_axis = axes.index("T"), axes.index("C")

@@ -23,10 +23,6 @@ def check(path: Path, format_name: str) -> None:
         named = re.search(r"(?im)^\s*File\s*=\s*(.+?)\s*$", path.read_text("latin-1"))
         data = path.with_name(re.split(r"[\\/]", named.group(1))[-1]) if named else path.with_suffix(".dat")
         _need_one(path, [data, path.with_suffix(".dat")], "its data")
-    elif format_name == "Nihon Kohden":
-        _need_one(
-            path, [path.with_suffix(s) for s in (".PNT", ".pnt")], "the patient file MNE reads the rate from"
-        )
 
 
 def _need_one(path: Path, candidates: list[Path], what: str) -> None:

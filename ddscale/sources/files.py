@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,9 +31,11 @@ def list_files(source: FilesSource) -> Listing:
 
     Raises FileNotFoundError when the folder is missing or holds no recording.
     """
-    statements = Statements(unit=source.unit, kinds=source.kinds, reference=source.reference)
+    statements = Statements(
+        unit=source.unit, kinds=source.kinds, kinds_must_match=True, reference=source.reference
+    )
     return list_folder(
-        source, EXTENSIONS, _not_a_recording, size_of, lambda path: partial(open_file, path, statements)
+        source, EXTENSIONS, _screen(), size_of, lambda path: partial(open_file, path, statements)
     )
 
 
@@ -43,31 +47,37 @@ def open_file(path: str, statements: Statements) -> OpenRecording:
     # Imported on opening: a recipe can be checked without the second that MNE takes to load.
     from ddscale.sources.edf_recording import open_edf
     from ddscale.sources.eeglab import open_eeglab
+    from ddscale.sources.egi_raw import open_egi_raw
     from ddscale.sources.mff import open_mff
     from ddscale.sources.mne_files import open_with_mne
 
     format_name = identify(Path(path))
     if format_name in ("EDF", "BDF"):
         return open_edf(Path(path), statements)
+    if format_name == "EGI raw":
+        return open_egi_raw(Path(path), statements)
     if format_name == "EEGLAB":
         return open_eeglab(Path(path), statements)
     if format_name == "EGI MFF":
-        # MNE reads more of an .mff, auxiliary channels and positions; mffpy alone is less easily upset.
-        try:
-            return open_with_mne(Path(path), format_name, statements)
-        except ValueError as error:
-            try:
-                return open_mff(Path(path), statements)
-            except ValueError:
-                raise error from None
+        return open_mff(Path(path), statements)
     return open_with_mne(Path(path), format_name, statements)
 
 
-def _not_a_recording(path: Path) -> str | None:
+def _screen() -> Callable[[Path], str | None]:
+    """A function that says of a path why it is no recording of its own; it remembers what lies beside it."""
+
+    @functools.cache
+    def names_in(folder: Path) -> frozenset[str]:
+        return frozenset(name.lower() for name in os.listdir(folder))
+
+    return lambda path: _not_a_recording(path, names_in)
+
+
+def _not_a_recording(path: Path, names_in: Callable[[Path], frozenset[str]]) -> str | None:
     """None for a recording; otherwise why it is none of its own, empty when it belongs to one that is listed."""
     kind, stem = extension(path.name), path.name[: -len(path.suffix)]
-    beside = {other.lower() for other in os.listdir(path.parent)}
     if kind in (".eeg", ".dat"):
+        beside = names_in(path.parent)
         headers = (".vhdr", ".ahdr") if kind == ".eeg" else (".vhdr", ".ahdr", ".lay", ".cdt")
         if any(stem.lower() + suffix in beside for suffix in headers):
             return ""
@@ -77,25 +87,18 @@ def _not_a_recording(path: Path) -> str | None:
             and not _begins(path, b"BCI2000V", b"HeaderLen")
         ):
             return "no .vhdr, .lay or .dap header beside it, and not BCI2000"
-        if (
-            kind == ".eeg"
-            and stem.lower() + ".pnt" not in beside
-            and not _begins(path, b"EEG-", b"QI-", b"DAE-")
-        ):
-            return "its header is missing (.vhdr for BrainVision, .pnt for Nihon Kohden)"
+        if kind == ".eeg" and not _begins(path, b"EEG-", b"QI-", b"DAE-"):
+            return "its header is missing (.vhdr for BrainVision), and it is not Nihon Kohden"
     if kind == ".fif":
         # MNE follows the parts of a split recording from the first.
         numbered = re.fullmatch(r"(.+)-([1-9]\d*)", stem)
-        if numbered and f"{numbered.group(1)}.fif".lower() in beside:
+        if numbered and f"{numbered.group(1)}.fif".lower() in names_in(path.parent):
             return ""
         split = re.search(r"_split-(\d+)", stem)
         if split and int(split.group(1)) > 1:
             first = stem.replace(split.group(0), f"_split-{1:0{len(split.group(1))}d}")
-            return (
-                ""
-                if f"{first}.fif".lower() in beside
-                else "a later part of a split recording without its first"
-            )
+            there = f"{first}.fif".lower() in names_in(path.parent)
+            return "" if there else "a later part of a split recording without its first"
     return None
 
 

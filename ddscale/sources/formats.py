@@ -91,6 +91,8 @@ def format_of(head: bytes) -> str | None:
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
+    if len(head) >= 8 and head[:1] == b"0" and not head[1:8].strip(b" \x00"):
+        return "EDF"
     if head.lstrip(b"\xef\xbb\xbf \r\n").lower().startswith((b"brain vision", b"brainvision")):
         first = head.lstrip(b"\xef\xbb\xbf \r\n").split(b"\n")[0].lower()
         return "BrainVision" if b"header" in first else "a BrainVision marker file"
@@ -114,7 +116,6 @@ def format_of(head: bytes) -> str | None:
 
 
 _SIGNATURES = [
-    (b"0       ", "EDF"),
     (b"\xffBIOSEMI", "BDF"),
     (b"GDF ", "GDF"),
     (

@@ -84,7 +84,6 @@ def from_raw(
         statements=replace(statements, bad_channels=statements.bad_channels | frozenset(raw.info["bads"])),
         assumed="V" if format_name == "FIF" else "uV",
         positions=_positions(raw),
-        device="egi" if format_name.startswith("EGI") else None,
         unusable={
             name: f"MNE type {kind}, not scalp EEG"
             for name, kind in zip(raw.ch_names, types, strict=True)
@@ -165,8 +164,6 @@ def _read(path: Path, format_name: str) -> mne.io.BaseRaw:
 _READERS: dict[str, Callable[[Path], mne.io.BaseRaw]] = {
     "BrainVision": lambda path: mne.io.read_raw_brainvision(path),
     "FIF": lambda path: mne.io.read_raw_fif(path, allow_maxshield="yes", on_split_missing="raise"),
-    "EGI raw": lambda path: mne.io.read_raw_egi(path),
-    "EGI MFF": lambda path: mne.io.read_raw_egi(path),
     "ANT CNT": lambda path: mne.io.read_raw_ant(path),
     "Curry": lambda path: mne.io.read_raw_curry(path),
     "Nihon Kohden": lambda path: mne.io.read_raw_nihon(path),
@@ -223,10 +220,6 @@ def _header_units(path: Path, format_name: str, raw: mne.io.BaseRaw) -> list[tup
         return [(texts[s], float(factor)) for s, factor in zip(extras["sel"], extras["units"], strict=True)]
     if format_name == "FIF":
         return [(None, 1.0)] * n
-    if format_name == "EGI raw":
-        header = raw._raw_extras[0]
-        # With an A/D range in the header MNE forgets that the range is in µV.
-        return [("uV", 1.0 if header["value_range"] and header["bits"] else 1e-6)] * n
     if format_name == "BrainVision":
         stated = companions.brainvision_units(path)
         return [(stated.get(name), _volts(raw._orig_units.get(name))) for name in raw.ch_names]

@@ -26,11 +26,13 @@ class Statements:
     """What a recipe or a sidecar says about a recording; it wins over what the file says of itself.
 
     unit: of every number in the file. units, kinds: by channel name. bad_channels: names to leave out.
+    kinds_must_match: whether a file without any of the names in `kinds` is refused: in a recipe that is a mistake.
     elsewhere: channels that are no potential on the head, and what they are.
     """
 
     unit: str | None = None
     kinds: Mapping[str, ChannelKind] = field(default_factory=dict)
+    kinds_must_match: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
     bad_channels: frozenset[str] = frozenset()
     elsewhere: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ def select(
     and `assumed` is what its format is used to. unusable: signals that cannot be taken, and why.
     Raises ValueError when nothing is left, or when no channel bears any of the names the recipe gives kinds to.
     """
-    if statements.kinds and not set(statements.kinds) & set(names):
+    if statements.kinds_must_match and statements.kinds and not set(statements.kinds) & set(names):
         raise ValueError(
             f"{path} has none of the channels that `kinds:` names ({', '.join(sorted(statements.kinds))}); it has "
             f"{', '.join(names[:40])}."

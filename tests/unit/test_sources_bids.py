@@ -141,6 +141,14 @@ def test_missing_sidecars_cost_nothing(dataset):
         assert [c.kind for c in opened.channels if c.name != "GSR1"] == ["eeg", "eeg", "eeg", "eog"]
 
 
+def test_channels_table_of_another_recording_costs_nothing(dataset):
+    (tsv,) = (dataset / "sub-02" / "eeg").glob("*oddball_channels.tsv")
+    tsv.write_text("name\ttype\tunits\nA\tEEG\tV\nB\tEOG\tV\n")
+    (recording,) = list_recordings(source(dataset, tasks=["oddball"])).recordings
+    with recording.open() as opened:
+        assert [c.kind for c in opened.channels if c.name != "GSR1"] == ["eeg", "eeg", "eeg", "eog"]
+
+
 def test_unreadable_entry_raises_at_its_own_opening(dataset):
     (edf,) = (dataset / "sub-02" / "eeg").glob("*.edf")
     edf.write_bytes(edf.read_bytes()[:2500])

@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import edfio
@@ -360,7 +362,8 @@ def test_kinds_bad_channels_and_positions(tmp_path):
             ("E3", "eeg"),
         ]
     with pytest.raises(ValueError, match="has none of the channels that `kinds:` names"):
-        opened(path, kinds={"PHO": "misc"})
+        opened(path, kinds={"PHO": "misc"}, kinds_must_match=True)
+    opened(path, kinds={"PHO": "misc"}).close()
 
 
 def test_position_outside_a_head_is_not_one(tmp_path):
@@ -424,6 +427,21 @@ def test_memory_stays_bounded_on_a_long_file(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 8e6
+
+
+def test_settings_load_without_the_libraries_that_read(tmp_path):
+    """A recipe is checked, and a folder listed, before MNE and the rest are needed."""
+    write_edf(tmp_path / "a.edf")
+    program = (
+        "import sys; from ddscale.sources import FilesSource, list_recordings; "
+        f"list_recordings(FilesSource(kind='files', dataset='d', folder={str(tmp_path)!r})); "
+        "print(sorted({'mne', 'torch', 'deepspeed', 'moabb', 'mne_bids', 'pandas', 'h5py'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"
 
 
 # ---- shipped recipes ------------------------------------------------------------------------------------------

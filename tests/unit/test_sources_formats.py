@@ -242,9 +242,19 @@ def test_egi_simple_binary_with_and_without_range(tmp_path, value_range, bits):
         np.testing.assert_allclose(recording.read(0, 600), SIGNAL_CT, atol=0.06 if bits else 1e-4)
 
 
+@pytest.mark.parametrize(("version", "size", "message"), [
+    (5, 0, "is cut into segments"), (4, 3000, "is truncated: its header promises 600 samples, 7236 bytes.*3000"),
+])  # fmt: skip
+def test_egi_simple_binary_that_cannot_be_read(tmp_path, version, size, message):
+    header = struct.pack(">i6hi", version, 2020, 1, 31, 12, 0, 0, 0) + struct.pack(">5h", 100, 3, 1, 0, 0)
+    (tmp_path / "a.raw").write_bytes((header + struct.pack(">ih", 600, 0)).ljust(size, b"\x00"))
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / "a.raw")
+
+
 @pytest.mark.parametrize("n_channels", [129, 128])
 def test_mff_with_a_pause(tmp_path, n_channels):
-    """129 channels are read by MNE, which fills the pause; 128 do not fit its layout, and mffpy has to do."""
+    """128 channels do not fit the layout of 129 with its reference; they are read all the same."""
     signal_CT = np.random.default_rng(0).normal(scale=20, size=(n_channels, 1000)).astype(np.float32)
     samples = mffpy.bin_writer.BinWriter(sampling_rate=250, data_type="EEG")
     samples.add_block(signal_CT[:, :600])
@@ -256,8 +266,12 @@ def test_mff_with_a_pause(tmp_path, n_channels):
     writer.write()
     with opened(tmp_path / "a.mff") as recording:
         assert len(recording.channels) == n_channels
+        assert [c.name for c in recording.channels if c.kind == "ref"] == ["E129"][: n_channels - 128]
+        assert recording.meta["device"] == "HydroCel GSN 128 1.0"
+        assert all(channel.position for channel in recording.channels[:128])
         assert recording.sfreq == 250
-        assert [stop - start for start, stop in recording.spans] == [600, 400]
+        assert recording.spans == [(0, 600), (600, 1000)]
+        assert recording.read(590, 610).shape == (n_channels, 20)
         found_CT = np.hstack([recording.read(*span) for span in recording.spans])
         np.testing.assert_allclose(found_CT, signal_CT, atol=1e-4)
         start = recording.spans[1][0]
@@ -313,6 +327,8 @@ def test_persyst(tmp_path):
     ("head", "name"),
     [
         (b"0       X X X X", "EDF"),
+        (b"0\x00\x00\x00\x00\x00\x00\x00X X X X", "EDF"),
+        (b"0,1,2,3,4\n", "text"),
         (b"\xffBIOSEMI", "BDF"),
         (b"GDF 2.20", "GDF"),
         (b"\xef\xbb\xbfBrain Vision Data Exchange Header File Version 2.0", "BrainVision"),

@@ -126,7 +126,7 @@ def test_kinds_and_units_the_files_tell(shared):
         assert recording.spans[-1] == (1, 251), "a second segment begins at its second sample"
         assert recording.meta["lowpass_hz"] == 50
     with opened(shared, "egi256-raw") as recording:
-        assert len(recording.meta["dropped_channels"]) == 6
+        assert recording.meta["dropped_channels"] == {"6 event codes": "stimulus channels"}
         assert all(channel.position for channel in recording.channels)
     with opened(shared, "eeglab32-set") as recording:
         assert all(channel.position for channel in recording.channels)
