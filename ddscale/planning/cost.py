@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddscale.models.config import MAEConfig
-from ddscale.models.flops import parameter_counts, training_flops
+from ddscale.models.flops import training_flops
 
 if TYPE_CHECKING:
     from ddscale.training.settings import PretrainRecipe
@@ -95,8 +95,7 @@ def plan_pretraining(
             f"global_batch_size {recipe.global_batch_size} does not divide by {ranks} GPUs × micro_batch_size "
             f"{recipe.micro_batch_size}: choose a multiple of {ranks * recipe.micro_batch_size}."
         )
-    encoder, decoder = parameter_counts(model)
-    parameters = encoder + decoder
+    parameters = count_parameters(model)
     memory = _memory(recipe, parameters, ranks)
     memory["capacity"] = figures.memory_bytes
     peak = figures.fp32_flops if recipe.precision == "fp32" else figures.bf16_flops
@@ -128,6 +127,16 @@ def plan_pretraining(
         checkpoint_bytes=parameters * (4 + OPTIMISER_BYTES - (4 if recipe.precision == "fp32" else 0)),
         assumptions=assumptions,
     )
+
+
+def count_parameters(model: MAEConfig) -> int:
+    """Parameters of encoder and decoder together, counted on a model without storage."""
+    import torch
+
+    from ddscale.models import MaskedAutoencoder
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MaskedAutoencoder(model).parameters())
 
 
 def _element_bytes(recipe: PretrainRecipe) -> int:

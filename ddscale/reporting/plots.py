@@ -33,15 +33,13 @@ class Reconstruction:
     """One held-out window in its own channels, normalised units: original, prediction (T, C), masked (T,)."""
 
     dataset: str
-    subject: str
     channel_names: list[str]
     sfreq: float
     original_TC: NDArray[np.float32]
     prediction_TC: NDArray[np.float32]
     masked_T: NDArray[np.bool_]
     mean_squared_error: float
-    rank: str
-    """Where this window stands among those looked at: best, median or worst."""
+    """Over masked samples of all channels."""
 
 
 def loss_curve(rows: Sequence[dict[str, float]]) -> str:

@@ -2,18 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ddscale.ingest import Summary
     from ddscale.planning.cost import Estimate
     from ddscale.planning.doctor import Finding
 
 STATE_STYLE = {"ok": "green", "limited": "yellow", "broken": "bold red"}
+
+
+def ingest_summary(summary: Summary) -> None:
+    """Hours per dataset, kept and left out by reason, then every recording that is not in the store."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("dataset", "recordings", "new", "quarantined", "hours found", "hours kept"):
+        table.add_column(heading, justify="left" if heading == "dataset" else "right")
+    table.add_column("hours left out", overflow="fold")
+    for row in summary.datasets:
+        table.add_row(
+            row.dataset,
+            str(row.recordings_kept),
+            str(row.recordings_new),
+            str(row.recordings_quarantined),
+            f"{row.hours_found:,.3f}",
+            f"{row.hours_kept:,.3f}",
+            _amounts(row.hours_rejected, "{:.3g}") or "none",
+        )
+    console.print(table)
+    for row in summary.datasets:
+        if row.channels_dropped:
+            dropped = _amounts(row.channels_dropped, "{}")
+            console.print(f"{row.dataset}: channels left out of whole recordings: {dropped}", markup=False)
+    for note in summary.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    for item in summary.quarantined:
+        where = f"{item.dataset}/{item.recording}"
+        console.print(f"quarantined: {where}: {item.reason}: {item.detail}", markup=False, soft_wrap=True)
+    for problem in summary.problems:
+        console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+
+
+def store_contents(contents: Mapping[str, Any]) -> None:
+    """What `describe` says of a store."""
+    console = Console()
+    totals = contents["totals"]
+    console.print(
+        f"{contents['store']}: {totals['hours']:,.3f} h, {totals['recordings']:,} recordings, "
+        f"{totals['subjects']:,} subjects, {totals['records']:,} records; {contents['backend']}, "
+        f"{contents['sfreq']:g} Hz, {contents['dtype']} at {contents['step_uV']:g} µV",
+        markup=False,
+        soft_wrap=True,
+    )
+    if contents["unfinished"]:
+        console.print("An ingest of this store has not finished: run it again to continue.", style="yellow")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("dataset", "hours", "recordings", "subjects"):
+        table.add_column(heading, justify="left" if heading == "dataset" else "right")
+    for heading in ("channels", "hours by split", "hours left out", "licence"):
+        table.add_column(heading, overflow="fold")
+    for name, entry in contents["datasets"].items():
+        table.add_row(
+            name,
+            f"{entry['hours']:,.3f}",
+            str(entry["recordings"]),
+            str(entry["subjects"]),
+            channel_range(entry["hours_by_channels"]),
+            _amounts(entry["hours_by_split"], "{:.3g}"),
+            _amounts(entry["rejected_hours"], "{:.3g}") or "none",
+            entry["licence"] or "not stated",
+        )
+    console.print(table)
+    clipped = sum(entry["clipped"] for entry in contents["datasets"].values())
+    worst = max((e["largest_quantisation_error_uV"] for e in contents["datasets"].values()), default=0.0)
+    console.print(f"clipped values {clipped:,}; largest quantisation error {worst:.3g} µV")
+
+
+def channel_range(hours_by_channels: Mapping[str, float]) -> str:
+    """`8` or `13 to 126`: the channel counts of a data set's records."""
+    counts = sorted(int(count) for count in hours_by_channels)
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _amounts(by_name: Mapping[str, float], form: str) -> str:
+    return ", ".join(f"{name}: {form.format(amount)}" for name, amount in by_name.items())
 
 
 def doctor_table(findings: Sequence[Finding]) -> None:
