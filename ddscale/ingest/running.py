@@ -51,6 +51,8 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
     content = recipe.store_format()
     with _sole_writer(store):
         _check_store(store, content)
+        if (store / layout.STAGING).is_dir():
+            layout.remove_temporaries(store)
         state = read_state(store)
         subjects = {known.subject for known in state.published.values()}
         names.check_held_out(recipe, recordings, subjects)

@@ -104,6 +104,12 @@ def written_whole(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(store: Path) -> None:
+    """Remove what `written_whole` left of files that a killed process was writing; only while nobody else writes."""
+    for path in store.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(target: Path, content: bytes) -> None:
     """Write a small file whole."""
     with written_whole(target) as temporary:
