@@ -32,7 +32,11 @@ def _need_one(path: Path, candidates: list[Path], what: str) -> None:
 
 
 def _brainvision_text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8", errors="replace")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")  # Codepage=ANSI, and older recorders that do not say
 
 
 def brainvision_field(text: str, field: str) -> str | None:

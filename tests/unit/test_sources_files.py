@@ -305,6 +305,20 @@ def test_brainvision_unit_and_reference(tmp_path):
         np.testing.assert_allclose(stated.read(10, 20), silent.read(10, 20) * 1e3)
 
 
+def test_brainvision_header_in_latin_1(tmp_path):
+    path = write_brainvision(tmp_path, "a")
+    (tmp_path / "a.eeg").rename(tmp_path / "müde.eeg")
+    text = (
+        path.read_text()
+        .replace("DataFile=a.eeg", "DataFile=müde.eeg")
+        .replace("Codepage=UTF-8", "Codepage=ANSI")
+    )
+    path.write_bytes(text.encode("latin-1"))
+    with opened(path) as recording:
+        assert (recording.unit, recording.unit_source) == ("uV", "file")
+        np.testing.assert_allclose(recording.read(0, 500), eeg(), atol=0.06)
+
+
 @pytest.mark.parametrize("suffix", [".eeg", ".vmrk"])
 def test_brainvision_missing_companion_is_named(tmp_path, suffix):
     path = write_brainvision(tmp_path, "a")
