@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -118,7 +117,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions have no Fréchet distance.")
     offset = float(((a.mean - b.mean) ** 2).sum())
     root_a, root_b = _root(a.covariance), _root(b.covariance)
-    overlap = float(scipy.linalg.svdvals(root_a.T @ root_b).sum()) if root_a.size and root_b.size else 0.0
+    overlap = float(torch.linalg.svdvals(root_a.T @ root_b).sum())
     return max(0.0, offset + float(np.trace(a.covariance) + np.trace(b.covariance)) - 2 * overlap)
 
 
@@ -127,8 +126,8 @@ def frechet_name(extractor: str) -> str:
     return "FID" if extractor == "inception_v3" else f"frechet_{extractor}"
 
 
-def _root(covariance: Floats) -> Floats:
+def _root(covariance: Floats) -> Tensor:
     """R of full column rank with R Rᵀ = covariance, (D, rank)."""
-    values, vectors = scipy.linalg.eigh(covariance)
-    kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
+    kept = values > values[-1].clamp_min(0) * len(values) * torch.finfo(torch.float64).eps
+    return vectors[:, kept] * values[kept].sqrt()
