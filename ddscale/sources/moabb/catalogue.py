@@ -50,6 +50,7 @@ def describe(dataset: Any) -> dict[str, Any]:
 
 
 _HEADER = """\
+# yaml-language-server: $schema=../schema/ingest.json
 # Every dataset that MOABB {version} knows, as one ingest. Written by `python -m ddscale.sources.moabb`; do not edit:
 # copy the sources you want into a recipe of your own, or extend this one and override `sources:`.
 #
