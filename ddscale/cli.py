@@ -21,6 +21,8 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
+STAGES = ("ingest", "pretrain")
+
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="override one setting; repeatable")
@@ -131,7 +133,7 @@ def schema(stage: Annotated[str, typer.Argument(help="ingest or pretrain")]) -> 
 
 
 def recipe_model(stage: str) -> type[Any]:
-    """The settings model of a stage."""
+    """The settings model of a stage; ValueError for a stage there is not."""
     if stage == "ingest":
         from ddscale.ingest import IngestRecipe
 
@@ -140,7 +142,7 @@ def recipe_model(stage: str) -> type[Any]:
         from ddscale.training.settings import PretrainRecipe
 
         return PretrainRecipe
-    raise ValueError(f"No stage is called {stage!r}: there are `ingest` and `pretrain`.")
+    raise ValueError(f"No stage is called {stage!r}: there are {', '.join(STAGES)}.")
 
 
 def _print_json(value: Any) -> None:

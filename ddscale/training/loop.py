@@ -96,7 +96,7 @@ def train(
     first_step: int,
     peak_flops: float | None,
 ) -> str | None:
-    """Train from `first_step` steps done to `settings.steps`; None, or the name of the signal that ended it early.
+    """Train from `first_step` steps done to `settings.steps`; None, or what ended it early: a signal or the stop file.
 
     write_row takes a step's metrics, on rank 0 alone. describe_run gives what a checkpoint keeps besides step,
     samples and task state. peak_flops: of all ranks together.
@@ -181,7 +181,7 @@ def train(
                     state = {"step": step, "task": task.state(), **describe_run()}
                     checkpoints.save(engine, step, state, lambda: injection.in_checkpoint(step))  # noqa: B023
             if stopping and not last:
-                names = [name for name in ranks.gather(stop.signal_name) if name]
+                names = [name for name in ranks.gather(stop.reason) if name]
                 return names[0] if names else "another rank"
     return None
 

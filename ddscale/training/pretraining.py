@@ -29,7 +29,7 @@ _MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
 
 
 def pretrain(recipe: PretrainRecipe, ranks: Ranks, display: Display) -> str | None:
-    """Run or continue the recipe; None when it is done, or the name of the signal that stopped it."""
+    """Run or continue the recipe; None when it is done, or what stopped it: a signal or the stop file."""
     return run(recipe, lambda: Pretraining(recipe, ranks), ranks, display)
 
 

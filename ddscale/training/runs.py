@@ -39,7 +39,7 @@ def run(
 ) -> str | None:
     """Start or continue the run that `settings` describe, to its end.
 
-    Returns None when all steps are done and the results are written, or the name of the signal that stopped it.
+    Returns None when all steps are done and the results are written, or what stopped it: a signal or the stop file.
     Raises AgreedError for what a user can mend, on every rank.
     """
     folder = Path(settings.run)

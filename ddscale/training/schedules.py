@@ -38,9 +38,7 @@ class Schedule(Settings):
         if needed <= steps:
             return []
         parts = "warm-up and decay take" if self.kind == "wsd" else "warm-up takes"
-        return [
-            f"schedule: {parts} {needed} steps, the run has {steps}: shorten it, or raise `steps`."
-        ]
+        return [f"schedule: {parts} {needed} steps, the run has {steps}: shorten it, or raise `steps`."]
 
     def decay_length(self, steps: int) -> int:
         """Steps of wsd's final decay."""

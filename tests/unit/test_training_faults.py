@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from ddscale.training import stopping
 from ddscale.training.faults import INJECTION_VARIABLE, Injection, SkippedSteps
 from ddscale.training.loop import spoil_gradient_unless_finite
 from ddscale.training.ranks import AgreedError, Ranks, describe
@@ -78,8 +79,18 @@ def test_a_signal_is_noted_and_the_previous_handling_comes_back(number):
         assert not stop.requested
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
-        assert stop.signal_name == number.name
+        assert stop.reason == number.name
     assert signal.getsignal(number) is before
+
+
+def test_the_stop_file_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setenv(stopping.STOP_FILE, str(tmp_path / "stop"))
+    with StopRequest() as stop:
+        assert not stop.requested
+        (tmp_path / "stop").touch()
+        assert stop.requested
+        assert stop.reason == str(tmp_path / "stop")
 
 
 def test_a_failure_inside_an_agreement_becomes_one_that_all_know_of():
