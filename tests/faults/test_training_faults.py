@@ -125,7 +125,7 @@ def test_another_number_of_ranks_is_refused_with_a_command_that_works(store, hea
 def test_a_recipe_with_three_mistakes_is_told_once_by_one_rank(store, tmp_path):
     recipe = tiny_recipe(store, tmp_path / "run", stepz=3, zero_stage=7)
     del recipe["global_batch_size"]
-    refused = launch(recipe)
+    refused = launch(recipe, launcher=True)
     assert refused.code != 0
     assert refused.output.count("error: ") == 1
     assert "3 problems" in refused.output
