@@ -24,7 +24,6 @@ from ddscale.store.identity import subject_hash
 from ddscale.store.manifest import Montage, MontageChannel
 from ddscale.store.staging import RejectedStretch, StagedRecording, StoreWriteError, stage
 
-
 _ROUNDING_UV = 1e-9
 
 
@@ -172,7 +171,7 @@ def _check_unit(opened: OpenRecording, seen: Survey) -> list[str]:
     """Notes on the unit. Raises Unusable when the numbers cannot be in it, unless a recipe says that they are."""
     rms_C = seen.rms_C[seen.eeg_C]
     # A constant comes out of a file's scaling with rounding errors; it is flat in any unit.
-    doubt = implausible_unit(np.where(rms_C < _ROUNDING_UV, 0.0, rms_C))
+    doubt = implausible_unit(np.where(rms_C < _ROUNDING_UV, 0.0, rms_C), opened.unit)
     if doubt is None:
         return []
     if opened.unit_source == "recipe":

@@ -24,6 +24,7 @@ from ddscale.sources.recording import Recording
 from ddscale.store import layout, tables
 from ddscale.store.manifest import StoreFormat, read_manifest
 from ddscale.store.publishing import UNLISTED, DatasetTerms, Terms, publish
+from ddscale.store.withdrawing import withdraw
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -53,6 +54,8 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         _check_store(store, content)
         if (store / layout.STAGING).is_dir():
             layout.remove_temporaries(store)
+        if withdraw(store, content, terms.blocklist):
+            layout.write_bytes(store / layout.STAGING / FORMAT_NOTE, content.model_dump_json().encode())
         state = read_state(store)
         subjects = {known.subject for known in state.published.values()}
         names.check_held_out(recipe, recordings, subjects)
@@ -67,7 +70,7 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         todo = steps(store, recordings, state, terms.blocklist, hashes)
         problems: list[str] = []
         new: Counter[str] = Counter()
-        if todo or state.staged or not _same_terms(store, terms):
+        if todo or state.staged or state.sealed_shards or not _same_terms(store, terms):
             layout.write_bytes(store / layout.STAGING / FORMAT_NOTE, content.model_dump_json().encode())
             job = Job(os.fspath(store), content, recipe.preprocessing, recipe.quality, recipe.salt)
             work = sum(step in (Step.PROCESS, Step.COMPARE) for _, step in todo)

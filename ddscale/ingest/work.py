@@ -67,7 +67,7 @@ def read_state(store: Path) -> State:
     state = State(
         staged=set(staged_names(store)),
         sealed_records=sealing.count_by_recording(sealed),
-        sealed_shards=[rows["shard"][0].as_py() for rows in sealed],
+        sealed_shards=sealing.shards_of(sealed),
     )
     if not (store / layout.MANIFEST).is_file():
         return state

@@ -88,6 +88,9 @@ def publish(store: Path, content: StoreFormat, staged: Iterable[StagedRecording]
         tables=written,
     )
     layout.write_bytes(store / layout.MANIFEST, manifest.to_json().encode())
+    for rows in sealing.sealed_rows(store):
+        if sealing.replaces(rows):
+            (store / sealing.replaces(rows)).unlink(missing_ok=True)
     shutil.rmtree(store / layout.STAGING, ignore_errors=True)
     return manifest
 
@@ -175,11 +178,17 @@ def _with_unlisted(rejected: pa.Table, datasets: dict[str, DatasetTerms]) -> pa.
 
 def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
     """The index: what was published and what is sealed, without what is blocked, sorted by place, splits decided."""
-    parts = [tables.read(store / layout.RECORDS, tables.RECORDS)] if old is not None else []
-    known = set(tables.coded(parts[0]["shard"])[1]) if parts else set()
-    for rows in sealing.sealed_rows(store):
+    sealed = sealing.sealed_rows(store)
+    parts = []
+    known: set[str] = set()
+    if old is not None:
+        published = tables.read(store / layout.RECORDS, tables.RECORDS)
+        known = set(tables.coded(published["shard"])[1])
+        gone = pa.array([sealing.replaces(rows) for rows in sealed], pa.string())
+        parts.append(published.filter(pc.invert(pc.is_in(published["shard"].cast(pa.string()), gone))))
+    for rows in sealed:
         # A crash between publishing and tidying up leaves rows that are published already.
-        if rows["shard"][0].as_py() not in known:
+        if len(rows) and rows["shard"][0].as_py() not in known:
             parts.append(rows.replace_schema_metadata(None).cast(tables.RECORDS))
     if not parts:
         return tables.table(tables.RECORDS, [])
@@ -194,8 +203,7 @@ def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
 
 
 def _shard_place(shard: str) -> tuple[str, int]:
-    family = shard.rsplit("-", 1)[0] if shard.endswith(".tar") else shard.rsplit("/c/", 1)[0]
-    return family, layout.shard_number(shard)
+    return sealing.family_of(shard), layout.shard_number(shard)
 
 
 def _splits(records: pa.Table, terms: Terms) -> pa.Array:

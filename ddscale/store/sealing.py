@@ -33,10 +33,14 @@ class Piece:
 
 @dataclass
 class ShardPlan:
-    """A shard to be made. path: relative to the store; sequence: its number in this ingest, in order of filling."""
+    """A shard to be made. path: relative to the store; sequence: its number in this ingest, in order of filling.
+
+    replaces: the published shard that this one makes superfluous, if any; without rows, nothing takes its place.
+    """
 
     path: str
     sequence: int = -1
+    replaces: str = ""
     pieces: list[Piece] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     chunk_lengths: list[int] = field(default_factory=list)
@@ -159,17 +163,23 @@ def seal(store: Path, plan: ShardPlan) -> None:
     Raises StoreWriteError when the disk is full or cannot be written.
     """
     try:
-        with layout.written_whole(store / plan.path) as temporary, temporary.open("wb", buffering=0) as shard:
-            for piece in plan.pieces:
-                _copy(piece, shard.fileno())
-            if plan.chunks_in_shard:
-                shard.write(zarr_shards.shard_index(plan.chunk_lengths, plan.chunks_in_shard))
-            else:
-                shard.write(tar_shards.END_OF_ARCHIVE)
-        rows = tables.table(tables.RECORDS, plan.rows).replace_schema_metadata({"shard": plan.path})
+        if plan.rows:
+            _write_shard(store, plan)
+        about = {"shard": plan.path, "replaces": plan.replaces}
+        rows = tables.table(tables.RECORDS, plan.rows).replace_schema_metadata(about)
         layout.write_bytes(_sealed_path(store, plan.sequence), _ipc_bytes(rows))
     except OSError as error:
         raise write_error(store, error) from error
+
+
+def _write_shard(store: Path, plan: ShardPlan) -> None:
+    with layout.written_whole(store / plan.path) as temporary, temporary.open("wb", buffering=0) as shard:
+        for piece in plan.pieces:
+            _copy(piece, shard.fileno())
+        if plan.chunks_in_shard:
+            shard.write(zarr_shards.shard_index(plan.chunk_lengths, plan.chunks_in_shard))
+        else:
+            shard.write(tar_shards.END_OF_ARCHIVE)
 
 
 def _ipc_bytes(rows: pa.Table) -> bytes:
@@ -206,13 +216,27 @@ def sealed_rows(store: Path) -> list[pa.Table]:
     kept: list[pa.Table] = []
     for path in found:
         rows = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
-        shard = store / rows.schema.metadata[b"shard"].decode()
-        if int(path.stem) == len(kept) and shard.is_file():
+        shard = store / _about(rows, "shard")
+        if int(path.stem) == len(kept) and (shard.is_file() or not len(rows)):
             kept.append(rows)
             continue
         path.unlink()
         shard.unlink(missing_ok=True)
     return kept
+
+
+def _about(rows: pa.Table, what: str) -> str:
+    return rows.schema.metadata[what.encode()].decode()
+
+
+def shards_of(sealed: Iterable[pa.Table]) -> list[str]:
+    """The shard of each table of sealed rows."""
+    return [_about(rows, "shard") for rows in sealed]
+
+
+def replaces(rows: pa.Table) -> str:
+    """The published shard that a table of sealed rows stands in for; empty: none."""
+    return _about(rows, "replaces")
 
 
 def count_by_recording(sealed: Iterable[pa.Table]) -> dict[tuple[str, str], int]:
@@ -226,11 +250,16 @@ def count_by_recording(sealed: Iterable[pa.Table]) -> dict[tuple[str, str], int]
     return counts
 
 
+def family_of(shard: str) -> str:
+    """What shards are numbered within: the dataset, or dataset/group."""
+    return shard.rsplit("-", 1)[0] if shard.endswith(".tar") else shard.rsplit("/signal/", 1)[0]
+
+
 def next_numbers(shards: Iterable[str]) -> dict[str, int]:
     """For each shard family the number after the highest in use."""
     numbers: dict[str, int] = {}
     for shard in shards:
-        family = shard.rsplit("-", 1)[0] if shard.endswith(".tar") else shard.rsplit("/signal/", 1)[0]
+        family = family_of(shard)
         numbers[family] = max(numbers.get(family, 0), layout.shard_number(shard) + 1)
     return numbers
 

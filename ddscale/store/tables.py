@@ -107,7 +107,7 @@ def write(path: Path, content: pa.Table, schema: pa.Schema) -> TableFile:
     names = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     with layout.written_whole(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=names) as writer:
-            writer.write_table(content.unify_dictionaries(), row_group_size=ROWS_PER_GROUP)
+            writer.write_table(_compact(content), row_group_size=ROWS_PER_GROUP)
         digest = sha256_of(temporary)
     return TableFile(rows=content.num_rows, sha256=digest)
 
@@ -141,11 +141,34 @@ def cell(path: Path, column: str, row: int) -> Any:
 
 
 def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """A column of names in memory as (codes, names): `names[codes[row]]`, in no particular order."""
-    array = pa.chunked_array(column.unify_dictionaries().chunks, column.type).combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no rows
+    """A column of names in memory as (codes, names): `names[codes[row]]`; names are sorted and all in use.
+
+    A missing name has the code -1.
+    """
+    chunks = column.unify_dictionaries().chunks
+    if not chunks:
         return np.empty(0, np.int32), []
-    return array.indices.to_numpy(zero_copy_only=False), array.dictionary.to_pylist()
+    array = pa.chunked_array(chunks, column.type).combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    known = array.dictionary.to_pylist()
+    old = array.indices.fill_null(len(known)).to_numpy()
+    used = np.flatnonzero(np.bincount(old, minlength=len(known) + 1)[: len(known)])
+    order = sorted(used.tolist(), key=known.__getitem__)
+    new = np.full(len(known) + 1, -1, np.int32)
+    new[order] = np.arange(len(order))
+    return new[old], [known[code] for code in order]
+
+
+def _compact(content: pa.Table) -> pa.Table:
+    """The same rows, with only those names in the dictionaries that occur, sorted: a file depends on its rows
+    alone, and what was taken out leaves no trace."""
+    for position, field in enumerate(content.schema):
+        if pa.types.is_dictionary(field.type):
+            codes_R, names = coded(content[position])
+            indices = pa.array(codes_R, pa.int32(), mask=codes_R < 0)
+            column = pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+            content = content.set_column(position, field, column)
+    return content
 
 
 def numbers(path: Path, column: str, dtype: np.dtype | type, count: int) -> np.ndarray:

@@ -70,10 +70,10 @@ def undisturbed(folder, tmp_path_factory):
     return found
 
 
-def kill(folder: Path, out: Path, backend: str, moment: str, call: int | None = None) -> None:
+def kill(folder: Path, out: Path, backend: str, moment: str, call: int | None = None, **changes) -> None:
     module, function, usual_call, when = MOMENTS[moment]
     call = call or usual_call
-    arguments = json.dumps([tree(folder, out, backend=backend), module, function, call, when])
+    arguments = json.dumps([tree(folder, out, backend=backend, **changes), module, function, call, when])
     done = subprocess.run(
         [sys.executable, "-c", KILLED, arguments], capture_output=True, text=True, timeout=120
     )
@@ -124,6 +124,22 @@ def test_a_published_store_stays_readable_until_the_next_publication(folder, tmp
     assert run(recipe(folder, tmp_path / "store")).ok
     assert len(open_store(tmp_path / "store")) > len(before)
     assert verify(tmp_path / "store").problems == []
+
+
+@pytest.mark.parametrize("moment", ["after a shard", "between records.parquet and the manifest"])
+def test_a_withdrawal_that_was_killed_is_finished(folder, tmp_path, moment):
+    blocklist = {"subjects": ["tests/sub2"]}
+    run(recipe(folder, tmp_path / "store"))
+    whole = shutil.copytree(tmp_path / "store", tmp_path / "whole")
+    run(recipe(folder, whole, blocklist=blocklist))
+    kill(folder, tmp_path / "store", "tar", moment, blocklist=blocklist)
+    if moment == "after a shard":
+        assert len(open_store(tmp_path / "store")) == 18  # nothing has happened yet
+        with pytest.raises(ValueError, match="Put it back as it was"):
+            run(recipe(folder, tmp_path / "store"))
+    assert run(recipe(folder, tmp_path / "store", blocklist=blocklist)).ok
+    assert contents(tmp_path / "store") == contents(whole)
+    assert verify(whole).problems == []
 
 
 def test_settings_may_not_change_while_an_ingest_is_unfinished(folder, tmp_path):

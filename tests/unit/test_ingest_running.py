@@ -193,6 +193,39 @@ def test_blocked_subjects_and_recordings_stay_out(folder, tmp_path):
     assert verify(given.out).problems == []
 
 
+def test_what_is_blocked_later_is_taken_out_of_the_shards(ingested, folder, tmp_path):
+    given, _ = ingested
+    store = shutil.copytree(given.out, tmp_path / "store")
+    before = open_store(store)
+    windows = {
+        row["key"]: before.read(place, 0, row["samples"])
+        for place, row in enumerate(before.table(["key", "samples"]).to_pylist())
+    }
+    old_shards = set(before.shard_names)
+    splits = {"val_subjects": ["tests/sub3"]}
+    blocklist = {"recordings": ["tests/sub1_run2"], "subjects": ["tests/sub3"]}
+    blocked = recipe(folder, store, backend=given.backend, splits=splits, blocklist=blocklist)
+    summary = run(blocked)
+    assert summary.ok
+    assert verify(store).problems == []
+    after = open_store(store)
+    rows = after.table(["key", "recording", "samples"]).to_pylist()
+    assert {row["recording"] for row in rows} == {"sub1_run1", "sub2_run1", "sub2_run2"}
+    for place, row in enumerate(rows):
+        assert np.array_equal(after.read(place, 0, row["samples"]), windows[row["key"]])
+    gone = old_shards - set(after.shard_names)
+    assert gone
+    assert not any((store / shard).exists() for shard in gone)
+    assert b"sub1_run2" not in b"".join((store / shard).read_bytes() for shard in after.shard_names)
+    kept = contents(store)
+    assert run(blocked).ok
+    assert contents(store) == kept
+    # Taken off the list again, they are read again.
+    assert [row.recordings_new for row in run(recipe(folder, store, backend=given.backend)).datasets] == [3]
+    assert verify(store).problems == []
+    assert len(open_store(store)) == len(before)
+
+
 def test_held_out_subjects_must_exist(folder, tmp_path):
     given = recipe(folder, tmp_path / "store", splits={"val_subjects": ["tests/sub33", "test/sub1"]})
     with pytest.raises(ValueError, match=r"`tests/sub33` \(did you mean tests/sub3.*`test/sub1`"):
