@@ -14,10 +14,12 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ddscale.store import layout, leakage, tables, tar_shards, zarr_shards
 from ddscale.store.describing import dataset_entry, totals
 from ddscale.store.manifest import Manifest, StoreFormat, read_manifest
+from ddscale.store.reading import Store
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -61,7 +63,9 @@ def verify(
     recordings = tables.read(store / layout.RECORDINGS, tables.RECORDINGS)
     report.problems += _index_problems(manifest, records)
     report.problems += _total_problems(store, manifest, records, recordings)
-    report.problems += leakage.problems(manifest, records, recordings)
+    report.problems += leakage.problems(
+        manifest, records, recordings, partial(_same_values, Store(store, manifest))
+    )
     codes, shards = tables.coded(records["shard"])
     report.problems += _orphans(store, manifest, set(shards))
     # Rows of a shard adjoin in the index, so a shard's rows are a slice.
@@ -101,10 +105,11 @@ def _table_problem(store: Path, manifest: Manifest, name: str) -> str | None:
 def _index_problems(manifest: Manifest, records: pa.Table) -> Iterator[str]:
     if manifest.preprocessing_hash != manifest.content.preprocessing_hash:
         yield f"{layout.MANIFEST}: its preprocessing_hash does not fit its settings: it was edited by hand."
-    keys = records["key"].to_pylist()
-    if len(set(keys)) != len(keys):
-        twice = sorted({key for key in keys if keys.count(key) > 1})[:10]
-        yield f"{layout.RECORDS}: keys occur twice: {', '.join(twice)}."
+    keys = records["key"]
+    if pc.count_distinct(keys).as_py() != len(records):
+        counts = pc.value_counts(keys)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+        yield f"{layout.RECORDS}: keys occur twice: {', '.join(sorted(twice)[:10])}."
     for name in sorted(set(tables.coded(records["montage"])[1]) - set(manifest.montages)):
         yield f"{layout.MANIFEST}: montage {name} is not described, and records have it."
     samples = records["samples"].to_numpy()
@@ -132,6 +137,14 @@ def _total_problems(
         yield f"{layout.MANIFEST}: its totals differ from the tables: {manifest.totals} against {totals(counted)}."
     for name in sorted(set(tables.coded(records["dataset"])[1]) - set(manifest.datasets)):
         yield f"{layout.MANIFEST}: dataset {name} is not described, and records are of it."
+
+
+def _same_values(store: Store, row: int, other: int) -> bool:
+    samples = int(store.samples[row])
+    try:
+        return np.array_equal(store.read(row, 0, samples), store.read(other, 0, samples))
+    except OSError:
+        return False  # damage is reported where shards are read
 
 
 def _orphans(store: Path, manifest: Manifest, shards: set[str]) -> Iterator[str]:
