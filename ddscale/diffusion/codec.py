@@ -6,7 +6,7 @@ Shape letters: B batch, H and W a picture's, C, h, w a latent's.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddscale.diffusion.folders import component_class, find_component
 
-VAE = AutoencoderKL | AutoencoderTiny
+VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 
 class Latents(NamedTuple):

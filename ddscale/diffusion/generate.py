@@ -86,6 +86,7 @@ def generate(
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = scheduler_named(settings.scheduler, pipeline.scheduler)
     results: list[Generated] = []
     rows: list[list[Image.Image]] = []

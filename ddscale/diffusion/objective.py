@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor
 

@@ -7,10 +7,12 @@ length and width, h and w a latent's height and width.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from ddscale.diffusion.codec import VAE, LatentCodec
 from ddscale.diffusion.conditioning import Condition, EEGConditioner
+from ddscale.diffusion.unet import load_unet
 
 SchedulerName = Literal["pndm", "ddim", "dpmsolver++", "unipc", "lcm"]
 
@@ -90,8 +93,6 @@ class EEGToImagePipeline(DiffusionPipeline):
         cls, folder: str | Path, conditioner: EEGConditioner, unet: UNet2DConditionModel | None = None
     ) -> EEGToImagePipeline:
         """A Stable Diffusion folder's VAE, scheduler and U-Net (unless one is given) with an EEG conditioner."""
-        from ddscale.diffusion.unet import load_unet
-
         scheduler = load_scheduler(folder)
         return cls(LatentCodec.from_folder(folder).vae, unet or load_unet(folder), scheduler, conditioner)
 
@@ -211,21 +212,16 @@ def load_scheduler(folder: str | Path) -> SchedulerMixin:
 
     Raises FileNotFoundError when there is none, ValueError when diffusers has no such class.
     """
-    import json
-
-    import diffusers
-
     path = Path(folder) / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"no scheduler in {folder}: {path} is not there. Give a pipeline's whole folder."
         )
     name = json.loads(path.read_text(encoding="utf-8")).get("_class_name", "")
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    kind: Any = getattr(diffusers, name, None)
+    if not hasattr(kind, "set_timesteps"):
         raise ValueError(f"{path} names the scheduler {name!r}, which the installed diffusers does not have.")
-    scheduler: SchedulerMixin = kind.from_pretrained(path.parent, local_files_only=True)
-    return scheduler
+    return kind.from_pretrained(path.parent, local_files_only=True)
 
 
 def _check_fit(vae: VAE, unet: UNet2DConditionModel, conditioner: EEGConditioner) -> None:

@@ -20,6 +20,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from zarr.codecs import BloscCodec
 
 from ddscale.diffusion.clip import Clip
 from ddscale.diffusion.codec import LatentCodec
@@ -200,7 +201,7 @@ def _open_array(group: Any, name: str, shape: tuple[int, ...], chunk: tuple[int,
         dtype=dtype,
         chunks=chunk,
         shards=shard,
-        compressors=zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
+        compressors=BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle"),
         fill_value=0,
     )
 

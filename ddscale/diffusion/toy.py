@@ -21,6 +21,7 @@ from pydantic import Field
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ddscale.recipes import Settings
+from ddscale.training.ranks import quiet_deepspeed
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FOLDER = "clip"
@@ -114,6 +115,7 @@ def save_toy(toy: Toy, folder: str | Path) -> Path:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     target, settings = Path(folder), toy.settings
+    quiet_deepspeed()  # transformers will import it, to ask whether weights are partitioned over ranks
     text_encoder = CLIPTextModel(toy.clip.config.text_config)
     text_encoder.load_state_dict(toy.clip.text_model.state_dict())
     pipeline = StableDiffusionPipeline(

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ddscale.diffusion.draws import Purpose, generator
+
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = 0.2
 _SCANNED = 8
@@ -42,7 +44,7 @@ def load_digits(size: int = 32) -> Digits:
     grey = (scans.reshape(-1, _SCANNED, _SCANNED) * (255 / 16)).round().astype(np.uint8)
     enlarged = np.stack([_enlarge(scan, size) for scan in grey])
     held_out = np.zeros(len(labels), dtype=bool)
-    draw = np.random.Generator(np.random.Philox(key=[0, 0]))
+    draw = generator(0, 0, Purpose.ORDER)
     for label in range(10):
         rows = np.flatnonzero(labels == label)
         held_out[draw.permutation(rows)[: round(HELD_OUT * len(rows))]] = True

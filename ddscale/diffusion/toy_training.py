@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from ddscale.diffusion.alignment import contrastive_errors
 from ddscale.diffusion.clip import image_features, text_features
 from ddscale.diffusion.codec import LatentCodec
-from ddscale.diffusion.draws import Purpose, normal, uniform
+from ddscale.diffusion.draws import Purpose, generator, uniform
 from ddscale.diffusion.objective import NoiseLevels, add_noise, noise_errors, sample_latents
 from ddscale.diffusion.toy import Toy, ToySettings, build_toy, save_toy
 from ddscale.recipes import Settings
@@ -204,7 +203,7 @@ def _order(n: int, batch_size: int, steps: int, seed: int) -> Iterator[tuple[Ten
     for step in range(steps):
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         for number in {int(p) for p in positions // n} - passes.keys():
-            passes[number] = np.random.Generator(np.random.Philox(key=[seed, number])).permutation(n)
+            passes[number] = generator(seed, number, Purpose.ORDER).permutation(n)
         rows = np.array([passes[p // n][p % n] for p in positions.tolist()])
         yield torch.from_numpy(rows), torch.from_numpy(positions)
 
