@@ -174,8 +174,8 @@ def activation_bytes(model: MAEConfig, element: int) -> float:
         total += (
             depth * tokens * width + whole_block if model.activation_checkpointing else depth * whole_block
         )
-    # The window itself, its patches, and the predictions with their error, in float32 whatever the precision.
-    ends = 4 * (2 + 3 * model.n_masked / model.n_tokens) * model.n_samples * model.n_channels
+    # In float32 whatever the precision: the window, and as much again in visible patches and masked errors.
+    ends = 2 * 4 * model.n_samples * model.n_channels
     return total * element + ends
 
 
