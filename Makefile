@@ -17,6 +17,7 @@ demo: setup
 	@bash tools/demo.sh "$(BIN)"
 
 test: setup
+	@bash tools/fetch_test_weights.sh "$(VENV)"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "models": {"recipes"},
     "training": {"stream", "models", "recipes"},
     "diffusion": {"models", "training", "recipes"},
+    "metrics": {"recipes"},
     "recipes": set(),
 }
 ENTRY_POINTS_ONLY = {"reporting", "planning"}
