@@ -158,6 +158,7 @@ def _local_cluster(workers: int) -> Iterator[Client]:
             processes=True,
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
+            preload=["ddscale.ingest.worker"],
         ) as cluster,
         Client(cluster) as client,
     ):

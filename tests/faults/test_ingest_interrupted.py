@@ -208,9 +208,14 @@ if __name__ == "__main__":
 """
     script = tmp_path / "slow.py"
     script.write_text(slow)
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == "2":
@@ -218,6 +223,7 @@ if __name__ == "__main__":
     workers = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    assert (tmp_path / "stderr").read_text() == ""
     deadline = time.monotonic() + 20
     while any(worker.is_running() and worker.status() != "zombie" for worker in workers):
         assert time.monotonic() < deadline, "worker processes outlive the ingest"
