@@ -63,9 +63,17 @@ class Checkpoints:
             if self.ranks.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.remove_leftovers()
-        engine.save_checkpoint(
-            str(self.folder), tag=temporary.name, client_state=_for_conversion(), save_latest=False
-        )
+        try:
+            engine.save_checkpoint(
+                str(self.folder), tag=temporary.name, client_state=_for_conversion(), save_latest=False
+            )
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(
+                f"checkpoint {final} could not be written; {_free(self.folder)}. Free some space and start again: the "
+                "run continues from the checkpoint before."
+            ) from error
         self.ranks.barrier()
         on_written()
         self.seal(temporary, state)
@@ -167,6 +175,10 @@ def _for_conversion() -> dict[str, Any]:
 
     version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
     return {constants.UNIVERSAL_CHECKPOINT_INFO: version}
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
 
 
 def _published(folder: Path) -> list[str]:

@@ -106,7 +106,12 @@ def build(recipe: TrainingSettings, world_size: int) -> dict[str, Any]:
         "fp16": {"enabled": recipe.precision == "fp16"},
     }
     # Overlap has a history of wrong gradients (DeepSpeed #5545, #7965, #8061), and is on by default at stage 3.
-    defaults: dict[str, Any] = {"zero_optimization": {"overlap_comm": False}, "steps_per_print": None}
+    defaults: dict[str, Any] = {
+        "zero_optimization": {"overlap_comm": False},
+        "steps_per_print": None,
+        # With the optimiser offloaded DeepSpeed insists on its own Adam, which it would compile; torch's is fused too.
+        "zero_force_ds_cpu_optimizer": False,
+    }
     if recipe.precision == "bf16" and recipe.zero_stage > 1 and accumulation > 1:
         # bf16 sums of many micro-batches lose their small terms. (Stage 0 cannot, and at stage 1 DeepSpeed would
         # change to an optimiser whose checkpoints its own tools cannot read.)

@@ -28,10 +28,9 @@ def build_engine(
     """A DeepSpeed engine around the model that `make_model` gives, weights drawn from `settings.seed`.
 
     universal_checkpoint: the checkpoint to be loaded was converted for another number of ranks.
-    Raises ValueError when the recipe cannot run on these ranks or this device.
+    Every rank calls it, after `check` has passed.
     """
     config = deepspeed_config.build(settings, ranks.world_size)
-    check_precision(settings, ranks.device)
     if universal_checkpoint:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     deepspeed = quiet_deepspeed()
@@ -49,13 +48,21 @@ def build_engine(
     return engine
 
 
-def check_precision(settings: TrainingSettings, device: torch.device) -> None:
-    """Raise ValueError when this device does not have the recipe's numbers."""
-    if settings.precision == "fp16" and device.type == "cpu":
+def check(settings: TrainingSettings, ranks: Ranks) -> None:
+    """Raise ValueError when the recipe cannot run on these ranks, on this device, or with this DeepSpeed."""
+    config = deepspeed_config.build(settings, ranks.world_size)
+    if settings.precision == "fp16" and ranks.device.type == "cpu":
         raise ValueError("precision: fp16 needs a GPU, and there is none here: use bf16 or fp32.")
-    if settings.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name(device)
+    if settings.precision == "bf16" and ranks.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(ranks.device)
         raise ValueError(f"precision: bf16 is not supported by this GPU ({name}): use fp16 or fp32.")
+    quiet_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(config)
+    except Exception as error:
+        raise ValueError(f"the `deepspeed:` section is not accepted by DeepSpeed: {error}") from error
 
 
 def count_parameters(make_model: Callable[[], nn.Module]) -> int:

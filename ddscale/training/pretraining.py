@@ -54,7 +54,7 @@ class Pretraining:
         )
         self._held_out = self._open_held_out()
         self._baselines: dict[str, float] | None = None
-        self._reported = 0
+        self._reported: set[int] = set()
         self.names = list(self._loader.datasets)
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
         self.flops_per_sample: float | None = float(training_flops(recipe.model))
@@ -93,8 +93,9 @@ class Pretraining:
         return Terms(output.sum_squared_error, by_name)
 
     def new_faults(self) -> list[dict[str, Any]]:
-        new = self._loader.faults[self._reported :]
-        self._reported += len(new)
+        known = [fault for loader in (self._loader, self._held_out) if loader for fault in loader.faults]
+        new = [fault for fault in known if id(fault) not in self._reported]
+        self._reported |= {id(fault) for fault in new}
         return [
             {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
             for f in new

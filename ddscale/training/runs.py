@@ -13,7 +13,7 @@ from typing import Any
 
 from ddscale.training import deepspeed_config, resume
 from ddscale.training.checkpoints import Checkpoint, Checkpoints
-from ddscale.training.engine import build_engine, check_precision
+from ddscale.training.engine import build_engine, check
 from ddscale.training.export import full_weights
 from ddscale.training.faults import FaultLog, Injection
 from ddscale.training.loop import Task, train
@@ -46,10 +46,7 @@ def run(
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint.keep, ranks)
     with contextlib.ExitStack() as cleanup:
         with ranks.agreeing():
-            problems = settings.problems_at(ranks.world_size)
-            if problems:
-                raise ValueError("\n".join(problems))
-            check_precision(settings, ranks.device)
+            check(settings, ranks)
             injection = Injection.from_environment(ranks.rank)
             if ranks.is_main:
                 cleanup.enter_context(_only_run_in(folder))
@@ -70,6 +67,7 @@ def run(
             remembered = hyperparameters(engine.optimizer)
             engine.load_checkpoint(str(checkpoints.folder), tag=found.path.name)
             restate(engine.optimizer, remembered)
+        ranks.barrier()  # a CPU's peak is measured, by all ranks at once
         peak, peak_source = peak_flops(ranks.device, settings.precision)
         all_peaks = ranks.gather(peak)
         hosts = sorted(set(ranks.gather(host())))

@@ -153,3 +153,17 @@ def test_the_seal_lists_every_file(checkpoints):
     folder = checkpoints.folder / "step-00000001"
     listed = json.loads((folder / SEAL).read_text())["files"]
     assert set(listed) | {SEAL} == {path.name for path in folder.iterdir()}
+
+
+def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(checkpoints):
+    save(checkpoints, 1)
+
+    class FullDisk:
+        def save_checkpoint(self, *_, **__):
+            raise RuntimeError(
+                "[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"
+            )
+
+    with pytest.raises(OSError, match=r"step-00000002 could not be written; .* GB are free there"):
+        checkpoints.save(FullDisk(), 2, state(2))
+    assert checkpoints.newest_intact()[0].step == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -225,6 +226,9 @@ def test_every_mistake_of_a_start_is_told_with_its_remedy(ranks, store, tmp_path
         return str(caught.value)
 
     assert "fp16 needs a GPU" in refused(precision="fp16")
+    assert "not accepted by DeepSpeed" in refused(
+        deepspeed={"zero_optimization": {"reduce_bucket_size": "many"}}
+    )
     assert "nowhere" in refused(store=tmp_path / "nowhere")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -248,3 +252,52 @@ def test_a_store_with_nobody_held_out_says_how_to_train_on_it(ranks, tmp_path):
     with pytest.raises(AgreedError, match=r"validation.every: 0"):
         pretrain(recipe(everybody, tmp_path / "run"), ranks, Display())
     pretrain(recipe(everybody, tmp_path / "run", validation={"every": 0}, steps=5), ranks, Display())
+
+
+def test_a_model_partitioned_while_it_is_built_trains_alike(ranks, store, tmp_path, monkeypatch):
+    pretrain(recipe(store, tmp_path / "whole", zero_stage=3), ranks, Display())
+    monkeypatch.setattr("ddscale.training.engine.PARTITION_WHILE_BUILDING", 1)
+    pretrain(recipe(store, tmp_path / "parts", zero_stage=3), ranks, Display())
+    for found, wanted in zip(curve(tmp_path / "parts"), curve(tmp_path / "whole"), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    assert load_encoder(tmp_path / "parts" / "encoder")
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_deepspeeds_own_sections_reach_it(ranks, store, tmp_path, zero_stage):
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    pretrain(
+        recipe(store, tmp_path / "off", zero_stage=zero_stage, deepspeed=offload, steps=5), ranks, Display()
+    )
+    pretrain(recipe(store, tmp_path / "on", zero_stage=zero_stage, steps=5), ranks, Display())
+    for found, wanted in zip(curve(tmp_path / "off"), curve(tmp_path / "on"), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_bf16_run_resumes_bitwise(ranks, store, tmp_path, zero_stage):
+    def at(name, **changes):
+        pretrain(
+            recipe(store, tmp_path / name, zero_stage=zero_stage, precision="bf16", **changes),
+            ranks,
+            Display(),
+        )
+        return curve(tmp_path / name)
+
+    schedule = {"kind": "wsd", "warmup_steps": 2, "decay_steps": 2}
+    whole = at("whole", schedule=schedule)
+    # Half of a run that was meant to be whole: the same recipe, its last checkpoint taken away.
+    at("half", schedule=schedule)
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-00000012")
+    assert at("half", schedule=schedule) == whole
+
+
+def test_a_compiled_model_trains_alike(ranks, store, tmp_path):
+    for name, compiled in (("eager", False), ("compiled", True)):
+        tree = tiny_recipe(
+            store, tmp_path / name, steps=3, schedule={}, validation={"every": 0}, compile=compiled
+        )
+        tree["model"] = {**tree["model"], "depth": 1}
+        pretrain(recipes.check(tree, PretrainRecipe, "test"), ranks, Display())
+    for found, wanted in zip(curve(tmp_path / "compiled"), curve(tmp_path / "eager"), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)
