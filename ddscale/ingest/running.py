@@ -54,19 +54,15 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         _check_store(store, content)
         if (store / layout.STAGING).is_dir():
             layout.remove_temporaries(store)
-        if withdraw(store, content, terms.blocklist):
-            layout.write_bytes(store / layout.STAGING / FORMAT_NOTE, content.model_dump_json().encode())
         state = read_state(store)
         subjects = {known.subject for known in state.published.values()}
         names.check_held_out(recipe, recordings, subjects)
-        known = {"/".join(name) for name in state.published}
-        notes = names.unknown_blocked(recipe, recordings, subjects, known)
-        hashes = {
-            f"{recording.dataset}/{recording.subject}": names.hashed(
-                f"{recording.dataset}/{recording.subject}", recipe.salt
-            )
-            for recording in recordings
-        }
+        in_store = {"/".join(name) for name in state.published}
+        notes = names.unknown_blocked(recipe, recordings, subjects, in_store)
+        if withdraw(store, content, terms.blocklist):
+            state = read_state(store)
+        everybody = {f"{recording.dataset}/{recording.subject}" for recording in recordings}
+        hashes = {name: names.hashed(name, recipe.salt) for name in everybody}
         todo = steps(store, recordings, state, terms.blocklist, hashes)
         problems: list[str] = []
         new: Counter[str] = Counter()
