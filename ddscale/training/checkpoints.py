@@ -24,6 +24,8 @@ SEAL = "seal.json"
 LATEST = "latest"
 _NAME = re.compile(r"step-(\d{8})")
 TEMPORARY = ".unpublished-"
+NATIVE = ".native"
+"""Ending of what a checkpoint was before it was converted for another number of ranks; kept as long as that is."""
 _CHUNK = 1 << 22
 
 
@@ -53,8 +55,7 @@ class Checkpoints:
     ) -> Path:
         """Write and publish the engine's state. Every rank calls it; when it returns the checkpoint is whole.
 
-        on_written is called between the two.
-
+        on_written: called when all files are written and nothing is published yet.
         Raises AgreedError when a rank could not write its part; what was published before is untouched.
         """
         final = self.folder / f"step-{step:08d}"
@@ -155,13 +156,15 @@ class Checkpoints:
 
     def _discard(self, name: str) -> None:
         """Remove a published checkpoint; renamed first, so that half of one can never be taken for a whole."""
-        doomed = self.folder / f"{TEMPORARY}{name}-{time.time_ns()}"
-        try:
-            os.rename(self.folder / name, doomed)
-            shutil.rmtree(doomed)
-        except OSError as error:
-            # A file system that will not delete must not stop a run; the next save tries again.
-            print(f"warning: could not remove old checkpoint {name}: {error}", flush=True)
+        for part in (name, f"{name}{NATIVE}"):
+            doomed = self.folder / f"{TEMPORARY}{part}-{time.time_ns()}"
+            try:
+                if (self.folder / part).is_dir():
+                    os.rename(self.folder / part, doomed)
+                    shutil.rmtree(doomed)
+            except OSError as error:
+                # A file system that will not delete must not stop a run; the next save tries again.
+                print(f"warning: could not remove old checkpoint {part}: {error}", flush=True)
 
     def remove_leftovers(self) -> None:
         """Remove what a crash left half-written; for the one rank that writes here."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ddscale.training.checkpoints import TEMPORARY, Checkpoints
+from ddscale.training.checkpoints import NATIVE, TEMPORARY, Checkpoints
 from ddscale.training.ranks import USER_ERRORS, Ranks, quiet_deepspeed
 
 
@@ -48,7 +48,7 @@ def convert(path: Path, workers: int = 2) -> Path:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(arguments)
     checkpoints.seal(temporary, {**state, "universal": True})
-    original = path.with_name(f"{path.name}.native")
+    original = path.with_name(f"{path.name}{NATIVE}")
     if original.exists():
         shutil.rmtree(original)
     os.rename(path, original)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ddscale.training.checkpoints import NATIVE
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -21,7 +23,9 @@ def full_weights(engine: Any, checkpoint: Path) -> Mapping[str, Tensor]:
     put together from its files.
     """
     if engine.zero_optimization():
-        return _from_files(checkpoint)
+        # A finished run may have been converted since; its original is what DeepSpeed's tool reads.
+        native = checkpoint.with_name(f"{checkpoint.name}{NATIVE}")
+        return _from_files(native if native.is_dir() else checkpoint)
     weights = {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
     masters = _masters_of_half_precision(engine)
     return {name: masters.get(name, value) for name, value in weights.items()}

@@ -146,13 +146,7 @@ def train(
                     measured = task.validate(engine)
                     engine.train()
 
-            if (
-                step % settings.log_every == 0
-                or last
-                or stopping
-                or measured
-                or not engine.was_step_applied()
-            ):
+            if step % settings.log_every == 0 or last or measured or not engine.was_step_applied():
                 seconds, waited = watch.lap()
                 loss_sum = torch.stack(totals).sum(dtype=torch.float64) / ranks.world_size
                 sums = ranks.sum_(

@@ -155,6 +155,15 @@ def test_the_seal_lists_every_file(checkpoints):
     assert set(listed) | {SEAL} == {path.name for path in folder.iterdir()}
 
 
+def test_what_a_checkpoint_was_before_its_conversion_goes_with_it(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.folder / "step-00000001.native").mkdir()
+    save(checkpoints, 2, 3)
+    assert "step-00000001.native" in names(checkpoints)
+    save(checkpoints, 4)
+    assert names(checkpoints) == ["step-00000002", "step-00000003", "step-00000004"]
+
+
 def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(checkpoints):
     save(checkpoints, 1)
 

@@ -19,6 +19,7 @@ from ddscale.models.encoder_folder import load_autoencoder, load_encoder
 from ddscale.models.masked_autoencoder import MaskedAutoencoder
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
+from ddscale.training.convert import convert
 from ddscale.training.optimiser import parameter_groups
 from ddscale.training.pretraining import pretrain
 from ddscale.training.ranks import AgreedError, start
@@ -290,6 +291,27 @@ def test_a_bf16_run_resumes_bitwise(ranks, store, tmp_path, zero_stage):
     at("half", schedule=schedule)
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-00000012")
     assert at("half", schedule=schedule) == whole
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_converted_checkpoint_continues_bitwise_and_a_finished_one_still_exports(
+    ranks, store, tmp_path, zero_stage
+):
+    run = tmp_path / "run"
+    settings = recipe(store, run, zero_stage=zero_stage)
+    pretrain(settings, ranks, Display())
+    whole, weights = curve(run), (run / "mae" / "model.safetensors").read_bytes()
+    convert(run / "checkpoints" / "step-00000012", workers=1)
+    pretrain(settings, ranks, Display())
+    assert (run / "mae" / "model.safetensors").read_bytes() == weights
+
+    for leftover in (run / "checkpoints").glob("step-00000012*"):
+        shutil.rmtree(leftover)
+    convert(run / "checkpoints" / "step-00000006", workers=1)
+    pretrain(settings, ranks, Display())
+    assert curve(run) == whole
+    with pytest.raises(ValueError, match="is converted already"):
+        convert(run / "checkpoints" / "step-00000006")
 
 
 def test_a_compiled_model_trains_alike(ranks, store, tmp_path):
