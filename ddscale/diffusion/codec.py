@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from ddscale.diffusion.folders import component_class, find_component
+from ddscale.diffusion.tiny_vae import TinyVAE
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 
@@ -45,7 +46,7 @@ class LatentCodec:
         """
         path = find_component(folder, "vae")
         kind = component_class(path)
-        classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+        classes: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, TinyVAE)}
         if kind not in classes:
             raise ValueError(
                 f"{path} holds a {kind}: as latent codec serve {' and '.join(classes)} folders of diffusers."

@@ -91,7 +91,7 @@ class EEGConditioner(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        encoder: dict[str, Any],
+        encoder_sizes: dict[str, Any],
         length: int = 77,
         width: int = 768,
         time_condition: bool = False,
@@ -99,14 +99,14 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         sfreq: float | None = None,
         normalisation: dict[str, Any] | None = None,
     ) -> None:
-        """encoder: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
+        """encoder_sizes: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
 
         time_condition: also give a vector for the time embedding (the original does). clip_width: of the features
         to align with; None leaves the head out. sfreq (Hz), normalisation: what windows have to be like; kept for
         whoever prepares them, not used here.
         """
         super().__init__()
-        sizes = EncoderConfig.model_validate(encoder)
+        sizes = EncoderConfig.model_validate(encoder_sizes)
         self.encoder = EEGEncoder(sizes)
         self.projector = Projector(sizes.n_tokens, sizes.width, length, width)
         self.time_pooling = TimePooling(length) if time_condition else None
@@ -116,7 +116,7 @@ class EEGConditioner(ModelMixin, ConfigMixin):
     @classmethod
     def around(cls, encoder: EEGEncoder, **settings: Any) -> EEGConditioner:
         """A conditioner with fresh heads around a pretrained encoder; settings: as the constructor takes them."""
-        conditioner = cls(encoder=encoder.config.model_dump(mode="json"), **settings)
+        conditioner = cls(encoder_sizes=encoder.config.model_dump(mode="json"), **settings)
         conditioner.encoder.load_state_dict(encoder.state_dict())
         return conditioner
 

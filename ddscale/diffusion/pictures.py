@@ -46,7 +46,7 @@ def crops_of(picture: int, count: int, share: float, seed: int) -> list[Crop]:
 
 
 def as_tensor(picture: Image.Image, size: int, crop: Crop = WHOLE) -> Tensor:
-    """The crop of a picture, resized with Lanczos: (3, size, size) float32 in -1..1."""
+    """The crop of a picture, resized bicubically: (3, size, size) float32 in -1..1."""
     side = min(picture.size)
     left = (picture.width - side) / 2 + crop.left * side
     top = (picture.height - side) / 2 + crop.top * side
@@ -54,6 +54,6 @@ def as_tensor(picture: Image.Image, size: int, crop: Crop = WHOLE) -> Tensor:
     if box == (0, 0, size, size):
         resized = picture
     else:
-        resized = picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+        resized = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     pixels = torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)
     return pixels.float() / 127.5 - 1
