@@ -40,8 +40,12 @@ def ingest(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = F
     from ddscale.reporting.tables import ingest_summary
 
     settings = recipes.load(recipe, IngestRecipe, set_ or ())
-    with Progress("recordings") as progress:
-        summary = run(settings, on_progress=progress.update)
+    try:
+        with Progress("recordings") as progress:
+            summary = run(settings, on_progress=progress.update)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept: run the same command again to continue", file=sys.stderr)
+        raise typer.Exit(130) from None
     if json_:
         _print_json(summary.as_dict())
     else:
@@ -153,8 +157,6 @@ def main() -> None:
     """Entry point: what a user can mend is one line on stderr; DDSCALE_TRACEBACK=1 shows where it arose."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.exit("stopped by the user; run the same command again to continue")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("DDSCALE_TRACEBACK"):
             raise

@@ -8,7 +8,7 @@ import sys
 sys.exit(sys.version_info < (3, 11))
 PY
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt)
 
 echo "setup: installing PyTorch"
 "${pip[@]}" torch numpy setuptools wheel ninja psutil py-cpuinfo

@@ -86,6 +86,8 @@ def store_contents(contents: Mapping[str, Any]) -> None:
 def channel_range(hours_by_channels: Mapping[str, float]) -> str:
     """`8` or `13 to 126`: the channel counts of a data set's records."""
     counts = sorted(int(count) for count in hours_by_channels)
+    if not counts:
+        return "none"
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
