@@ -24,7 +24,7 @@ lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: setup
-	@$(BIN)/python tests/benchmarks/run_all.py
+	@for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf demo bench .pytest_cache .ruff_cache .mypy_cache
