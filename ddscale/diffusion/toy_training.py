@@ -36,7 +36,7 @@ class ToyTrainingSettings(Settings):
 
     sizes: ToySettings = Field(default_factory=ToySettings)
     """Sizes of the networks."""
-    clip_steps: int = Field(default=150, ge=1)
+    clip_steps: int = Field(default=300, ge=1)
     """Steps of contrastive training of pictures against captions."""
     vae_steps: int = Field(default=400, ge=1)
     """Steps of the VAE; more: sharper pictures."""
