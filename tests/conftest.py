@@ -14,7 +14,9 @@ def shared() -> Path:
     root = Path(__file__).resolve().parent.parent
     folder = Path(os.environ.get("DDSCALE_SHARED", root.parent / "shared")).resolve()
     if not (folder / "eeg" / "MANIFEST.tsv").is_file():
-        message = f"no real recordings at {folder} (set DDSCALE_SHARED to the folder that holds eeg/MANIFEST.tsv)"
+        message = (
+            f"no real recordings at {folder} (set DDSCALE_SHARED to the folder that holds eeg/MANIFEST.tsv)"
+        )
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)

@@ -1,4 +1,4 @@
-"""The Slurm script really run: two nodes of one rank each, both on this machine; only srun and scontrol are stand-ins."""
+"""The Slurm script really run: two nodes of one rank each on this machine; only srun and scontrol are stand-ins."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ def test_agrees_with_numpy_and_sklearn(windows):
     assert score.correlation == pytest.approx(np.mean(r), rel=1e-12)
     one = ReconstructionScore()
     one.add(target[0][:, :1], prediction[0][:, :1], masked[0])
-    assert one.r_squared == pytest.approx(r2_score(target[0][masked[0], 0], prediction[0][masked[0], 0]), rel=1e-12)
+    assert one.r_squared == pytest.approx(
+        r2_score(target[0][masked[0], 0], prediction[0][masked[0], 0]), rel=1e-12
+    )
     assert score.windows == 5
 
 
@@ -42,7 +44,11 @@ def test_only_masked_samples_count(windows):
     a, b = ReconstructionScore(), ReconstructionScore()
     a.add(target[0], prediction[0], masked[0])
     b.add(target[0], changed[0], masked[0])
-    assert (a.correlation, a.r_squared, a.mean_squared_error) == (b.correlation, b.r_squared, b.mean_squared_error)
+    assert (a.correlation, a.r_squared, a.mean_squared_error) == (
+        b.correlation,
+        b.r_squared,
+        b.mean_squared_error,
+    )
 
 
 def test_a_constant_prediction_has_no_correlation_and_the_mean_has_r_squared_zero(windows):

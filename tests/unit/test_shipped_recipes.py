@@ -32,4 +32,3 @@ def test_the_schema_on_disk_is_the_codes(stage):
     assert on_disk == recipes.json_schema(recipe_model(stage)), (
         f"recipes/schema/{stage}.json is stale: ddscale schema {stage} > recipes/schema/{stage}.json"
     )
-
