@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ddscale.diffusion.folders import component_class, find_component
 
@@ -34,6 +34,29 @@ def text_features(model: CLIPModel, tokens_BN: Tensor) -> Tensor:
     """Projected features (B, D) of tokenised captions; not of unit length."""
     features: Tensor = model.text_projection(model.text_model(input_ids=tokens_BN).pooler_output)
     return features
+
+
+@torch.no_grad()
+def caption_states(folder: str | Path, captions: Sequence[str]) -> Tensor:
+    """What a Stable Diffusion folder's U-Net gets for captions: hidden states (B, N, D) of its text encoder.
+
+    Raises FileNotFoundError when there is no text encoder or tokenizer in the folder.
+    """
+    path = find_component(folder, "text_encoder")
+    tokenizer_path = Path(folder) / "tokenizer"
+    if not tokenizer_path.is_dir():
+        raise FileNotFoundError(f"no tokenizer in {folder}: give a whole Stable Diffusion folder.")
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_path, local_files_only=True)
+    model = CLIPTextModel.from_pretrained(path, local_files_only=True).eval()
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    states: Tensor = model(tokens.input_ids).last_hidden_state
+    return states
 
 
 class Clip:

@@ -6,7 +6,9 @@ Shape letters: n pictures, B batch, C latent channels, H height, W width, N toke
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ from ddscale.diffusion.draws import Purpose, generator, uniform
 from ddscale.diffusion.objective import NoiseLevels, add_noise, noise_errors, sample_latents
 from ddscale.diffusion.toy import Toy, ToySettings, build_toy, save_toy
 from ddscale.recipes import Settings
+
+DESCRIPTION = "toy.json"
 
 Progress = Callable[[str, int, int, float], None]
 """Part being trained, step (from 1), steps of this part, its loss."""
@@ -62,8 +66,8 @@ def train_toy(
     """Train a toy Stable Diffusion on pictures and their captions, and write it as a diffusers folder.
 
     images: (n, 3, H, W) uint8, H = W = the toy's image size; only those that may be trained on.
-    Returns the folder, in which toy.json says how it was made. Raises ValueError when pictures, captions and
-    settings do not fit each other.
+    Returns the folder, in which toy.json, written last, says how it was made; when it says that the same was done
+    before, nothing is done. Raises ValueError when pictures, captions and settings do not fit each other.
     """
     settings = settings or ToyTrainingSettings()
     size = settings.sizes.image_size
@@ -72,6 +76,10 @@ def train_toy(
             f"the toy takes uint8 pictures (n, 3, {size}, {size}) with a caption each, got {images.dtype} "
             f"{images.shape} and {len(captions)} captions: resize them, or set the toy's image_size."
         )
+    target = Path(folder)
+    fingerprint = _fingerprint(images, captions, settings)
+    if _is_finished(target, fingerprint):
+        return target
     started = time.monotonic()
     pictures = torch.from_numpy(images).float() / 127.5 - 1
     with torch.random.fork_rng(devices=[]):
@@ -82,9 +90,11 @@ def train_toy(
     mean, std = _encoded(toy, pictures, settings.batch_size)
     toy.vae.register_to_config(scaling_factor=_measured_scaling(mean, std))
     losses["unet"] = _train_unet(toy, mean, std, captions, settings, on_progress)
-    target = save_toy(toy, folder)
+    (target / DESCRIPTION).unlink(missing_ok=True)
+    save_toy(toy, target)
     facts = {
         "what": "a toy Stable Diffusion, trained by ddscale on small pictures; not a pretrained model",
+        "fingerprint": fingerprint,
         "pictures": len(images),
         "captions": sorted(set(captions)),
         "settings": settings.model_dump(mode="json"),
@@ -94,8 +104,33 @@ def train_toy(
         },
         "seconds": round(time.monotonic() - started, 1),
     }
-    (target / "toy.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    _write(target / DESCRIPTION, json.dumps(facts, indent=2) + "\n")
     return target
+
+
+def _fingerprint(images: NDArray[np.uint8], captions: Sequence[str], settings: ToyTrainingSettings) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(images).tobytes())
+    digest.update(json.dumps([*captions, settings.model_dump(mode="json")]).encode())
+    return digest.hexdigest()
+
+
+def _is_finished(folder: Path, fingerprint: str) -> bool:
+    try:
+        facts = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION} is not valid JSON ({error}): remove the folder.") from error
+    return bool(facts.get("fingerprint") == fingerprint)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _train_clip(

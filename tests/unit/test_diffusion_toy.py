@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
 
-from ddscale.diffusion.clip import Clip
+from ddscale.diffusion.clip import Clip, caption_states
 from ddscale.diffusion.toy import ToySettings, build_tokenizer, build_toy, save_toy
 from ddscale.diffusion.toy_digits import DigitClassifier, caption_of, load_digits
 from ddscale.diffusion.toy_training import ToyTrainingSettings, train_toy
@@ -64,6 +64,8 @@ def test_the_folder_is_a_stable_diffusion_of_diffusers_with_its_clip(tmp_path):
     assert torch.equal(
         pipeline.text_encoder(tokens).last_hidden_state, whole.text_model(tokens).last_hidden_state
     )
+    expected = pipeline.encode_prompt(["a handwritten three", ""], "cpu", 1, False)[0]
+    assert torch.equal(caption_states(tmp_path, ["a handwritten three", ""]), expected)
     assert Clip(tmp_path).of_images(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
 
 
@@ -123,3 +125,26 @@ def test_training_is_deterministic(tmp_path):
     for part in ("vae", "unet"):
         first, second = (tmp_path / name / part / weights for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_is_trained_already_is_not_trained_again(tmp_path):
+    digits = load_digits(16)
+    sizes = ToySettings(image_size=16, vae_channels=(8, 16), unet_channels=(16, 32))
+    settings = ToyTrainingSettings(sizes=sizes, clip_steps=1, vae_steps=1, unet_steps=1, batch_size=8)
+    captions = [caption_of(label) for label in digits.labels[:20]]
+    steps = []
+
+    def count(part, step, of, loss):
+        steps.append(part)
+
+    def train(images, given):
+        steps.clear()
+        train_toy(tmp_path, images, captions, given, on_progress=count)
+        return list(steps)
+
+    assert train(digits.images[:20], settings) == ["clip", "vae", "unet"]
+    assert train(digits.images[:20], settings) == []
+    assert len(train(digits.images[20:40], settings)) == 3
+    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 3
+    (tmp_path / "toy.json").unlink()
+    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 3
