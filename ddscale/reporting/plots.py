@@ -53,7 +53,8 @@ def loss_curve(rows: Sequence[dict[str, float]]) -> str:
             axis.axhline(
                 level, color=colour, linestyle="--", linewidth=1.2, label=f"{NAMES[key]} ({level:.3f})"
             )
-    axis.legend(frameon=False, fontsize=8)
+    # Below the axes: the baselines' lines may run anywhere inside.
+    axis.legend(frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return _inline(figure)
 
 

@@ -42,8 +42,8 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     )
     starts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["starts"]
     page = template.render(
-        title=f"Pretraining run {folder.name}",
-        subtitle=f"{folder.resolve()}, ddscale {__version__}",
+        title=f"Pretraining run {folder}",
+        subtitle=f"written by ddscale {__version__}",
         simulated=_simulated(stores),
         facts=_facts(recipe, rows, starts[-1]),
         plots=_plots(rows, stores),
