@@ -114,8 +114,9 @@ def test_taesd_files_are_read_into_the_same_network(tmp_path):
 @torch.no_grad()
 def test_a_real_tiny_vae_restores_real_photographs(shared):
     """taef2: 32 latent channels, an eighth of the resolution; 24.9 to 33 dB measured, least for the temple (china)."""
-    skimage_data = pytest.importorskip("skimage.data")
-    sklearn_datasets = pytest.importorskip("sklearn.datasets")
+    import skimage.data as skimage_data
+    import sklearn.datasets as sklearn_datasets
+
     models = shared / "models"
     codec = LatentCodec(load_taesd(models / "taef2_encoder.pth", models / "taef2_decoder.pth"))
     assert (codec.latent_channels, codec.downsampling) == (32, 8)

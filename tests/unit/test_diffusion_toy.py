@@ -15,8 +15,6 @@ from ddscale.diffusion.toy import ToySettings, build_tokenizer, build_toy, save_
 from ddscale.diffusion.toy_digits import DigitClassifier, caption_of, load_digits
 from ddscale.diffusion.toy_training import ToyTrainingSettings, train_toy
 
-pytest.importorskip("sklearn")
-
 
 def test_a_fifth_of_each_digit_is_held_out_always_the_same():
     digits = load_digits()
