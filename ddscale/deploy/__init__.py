@@ -1,0 +1,1 @@
+"""Export of encoders and generators to ONNX and TensorRT, and a runtime that needs no torch."""
