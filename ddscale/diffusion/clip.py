@@ -92,7 +92,8 @@ class Clip:
             resized = F.interpolate(
                 resized, size=(self.size, self.size), mode="bicubic", antialias=True, align_corners=False
             ).clamp(-1, 1)
-        return F.normalize(image_features(self.model, (resized / 2 + 0.5 - self._mean) / self._std), dim=1)
+        mean, std = self._mean.to(resized.device), self._std.to(resized.device)
+        return F.normalize(image_features(self.model, (resized / 2 + 0.5 - mean) / std), dim=1)
 
     @torch.no_grad()
     def of_captions(self, captions: Sequence[str]) -> Tensor:
@@ -104,4 +105,4 @@ class Clip:
             max_length=self.model.config.text_config.max_position_embeddings,
             return_tensors="pt",
         )
-        return F.normalize(text_features(self.model, tokens.input_ids), dim=1)
+        return F.normalize(text_features(self.model, tokens.input_ids.to(self.model.device)), dim=1)

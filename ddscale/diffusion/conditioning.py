@@ -98,12 +98,13 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         clip_width: int | None = 768,
         sfreq: float | None = None,
         normalisation: dict[str, Any] | None = None,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         """encoder_sizes: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
 
         time_condition: also give a vector for the time embedding (the original does). clip_width: of the features
-        to align with; None leaves the head out. sfreq (Hz), normalisation: what windows have to be like; kept for
-        whoever prepares them, not used here.
+        to align with; None leaves the head out. sfreq (Hz), normalisation, preprocessing (filters and reference
+        of the ingest): what windows have to be like; kept for whoever prepares them, not used here.
         """
         super().__init__()
         sizes = EncoderConfig.model_validate(encoder_sizes)

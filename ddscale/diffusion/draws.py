@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     DROPOUT = 4
     START = 5
     ORDER = 6
+    VIEW = 7
 
 
 def generator(seed: int, position: int, purpose: Purpose) -> np.random.Generator:

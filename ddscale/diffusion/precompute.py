@@ -119,25 +119,56 @@ def precompute(
     folder: where `features-<fingerprint>.zarr` is kept, such as beside the store's images. on_progress: pictures
     done, of how many. Raises ValueError naming a picture that cannot be decoded.
     """
+    path = prepare(pictures, codec, clip, folder, settings)
+    fill(path, pictures, codec, clip, settings, on_progress)
+    return Features(path)
+
+
+def prepare(
+    pictures: Pictures, codec: LatentCodec, clip: Clip, folder: str | Path, settings: PrecomputeSettings
+) -> Path:
+    """Make room for the features of the pictures, where there is none yet; one process does it, before `fill`."""
     facts = {
         "what": "latents and CLIP features of pictures, by ddscale",
         "settings": settings.model_dump(mode="json", exclude={"batch_size"}),
         "vae": fingerprint_of(codec.vae),
         "clip": fingerprint_of(clip.model),
+        "pictures": hashlib.sha256("\n".join(pictures.names).encode()).hexdigest(),
     }
     path = Path(folder) / f"features-{_digest(facts)[:16]}.zarr"
+    _make_arrays(path, len(pictures.names), codec, clip, settings, facts)
+    return path
+
+
+def fill(
+    path: Path,
+    pictures: Pictures,
+    codec: LatentCodec,
+    clip: Clip,
+    settings: PrecomputeSettings,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Encode what is not yet encoded of this rank's share of the pictures; ranks do not wait for each other.
+
+    A share is made of whole shards, which no two ranks write to. on_progress: pictures done of the share.
+    """
     total = len(pictures.names)
-    group = _open_for_writing(path, total, codec, clip, settings, facts)
+    group: Any = zarr.open_group(path, mode="r+")
     wanted = _Identities(pictures)
     stored = group["identity"]
-    for start in range(0, total, _ROWS_PER_SHARD):
+    shares = range(rank * _ROWS_PER_SHARD, total, world_size * _ROWS_PER_SHARD)
+    mine = sum(min(_ROWS_PER_SHARD, total - start) for start in shares)
+    done = 0
+    for start in shares:
         rows = range(start, min(start + _ROWS_PER_SHARD, total))
         identities, files = wanted.of(rows)
         if not np.array_equal(stored[rows.start : rows.stop], identities):
             _write_rows(group, rows, files, pictures, codec, clip, settings)
             stored[rows.start : rows.stop] = identities
-        on_progress(rows.stop, total)
-    return Features(path)
+        done += len(rows)
+        on_progress(done, mine)
 
 
 def fingerprint_of(model: nn.Module) -> str:
@@ -164,14 +195,14 @@ class _Identities:
         return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), files
 
 
-def _open_for_writing(
+def _make_arrays(
     path: Path,
     total: int,
     codec: LatentCodec,
     clip: Clip,
     settings: PrecomputeSettings,
     facts: dict[str, Any],
-) -> Any:
+) -> None:
     side = settings.image_size // codec.downsampling
     latent = (settings.crops, codec.latent_channels, side, side)
     shapes: dict[str, tuple[int, ...]] = {
@@ -186,7 +217,6 @@ def _open_for_writing(
         # One picture is one chunk, so that training can read it alone; many of them make one file.
         _open_array(group, name, (total, *shape), (1, *shape), settings.dtype)
     _open_array(group, "identity", (total, 32), (_ROWS_PER_SHARD, 32), "uint8")
-    return group
 
 
 def _open_array(group: Any, name: str, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: str) -> None:
@@ -223,7 +253,8 @@ def _write_rows(
             for crop in crops_of(row, settings.crops, settings.crop_share, settings.seed)
         ]
     )
-    encoded = [(codec.encode(batch), clip.of_images(batch)) for batch in views.split(settings.batch_size)]
+    batches = (batch.to(codec.vae.device) for batch in views.split(settings.batch_size))
+    encoded = [(codec.encode(batch), clip.of_images(batch)) for batch in batches]
     captions = clip.of_captions([pictures.captions[row] for row in rows])
     results = {
         "mean": torch.cat([latents.mean for latents, _ in encoded]),
@@ -231,10 +262,10 @@ def _write_rows(
         "image": torch.cat([features for _, features in encoded]),
     }
     for name, values in results.items():
-        group[name][rows.start : rows.stop] = values.numpy().reshape(
-            len(rows), settings.crops, *values.shape[1:]
+        group[name][rows.start : rows.stop] = (
+            values.cpu().numpy().reshape(len(rows), settings.crops, *values.shape[1:])
         )
-    group["caption"][rows.start : rows.stop] = captions.numpy()
+    group["caption"][rows.start : rows.stop] = captions.cpu().numpy()
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from ddscale.training.ranks import USER_ERRORS, Ranks, quiet_deepspeed
 def convert(path: Path, workers: int = 2) -> Path:
     """Convert the checkpoint at `path`; returns where the original was moved.
 
-    Raises ValueError when it is damaged, was trained at stage 0, or is converted already.
+    Raises ValueError when it is damaged, was trained at stage 0 or with averaged weights, or is converted already.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
@@ -36,6 +36,11 @@ def convert(path: Path, workers: int = 2) -> Path:
         raise ValueError(f"{path} was trained at zero_stage 0, which any number of ranks continues as it is.")
     if state["universal"]:
         raise ValueError(f"{path} is converted already: start training with it.")
+    if state["identity"].get("ema"):
+        raise ValueError(
+            f"{path} holds running averages (`ema`), which DeepSpeed's conversion does not carry over: continue it at "
+            "the number of ranks it was trained on."
+        )
     checkpoints.remove_leftovers()
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     quiet_deepspeed()

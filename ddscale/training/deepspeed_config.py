@@ -111,6 +111,8 @@ def build(recipe: TrainingSettings, world_size: int) -> dict[str, Any]:
         "steps_per_print": None,
         # With the optimiser offloaded DeepSpeed insists on its own Adam, which it would compile; torch's is fused too.
         "zero_force_ds_cpu_optimizer": False,
+        # It knows torch's AdamW by its exact class; the averaging one differs by a state that it treats as any other.
+        "zero_allow_untested_optimizer": recipe.ema is not None,
     }
     if recipe.precision == "bf16" and recipe.zero_stage > 1 and accumulation > 1:
         # bf16 sums of many micro-batches lose their small terms. (Stage 0 cannot, and at stage 1 DeepSpeed would

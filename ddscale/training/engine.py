@@ -24,10 +24,12 @@ def build_engine(
     make_model: Callable[[], nn.Module],
     ranks: Ranks,
     universal_checkpoint: bool = False,
+    builds_whole: bool = False,
 ) -> Any:
     """A DeepSpeed engine around the model that `make_model` gives, weights drawn from `settings.seed`.
 
-    universal_checkpoint: the checkpoint to be loaded was converted for another number of ranks.
+    universal_checkpoint: the checkpoint to be loaded was converted for another number of ranks. builds_whole: the
+    model reads weights from files as it is made, which a partitioned one could not take in.
     Every rank calls it, after `check` has passed.
     """
     config = deepspeed_config.build(settings, ranks.world_size)
@@ -35,7 +37,11 @@ def build_engine(
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
     deepspeed = quiet_deepspeed()
     torch.manual_seed(settings.seed)
-    with _partitioned_if_big(deepspeed, settings, make_model, config):
+    with (
+        contextlib.nullcontext()
+        if builds_whole
+        else _partitioned_if_big(deepspeed, settings, make_model, config)
+    ):
         model = make_model()
     engine, _, _, _ = deepspeed.initialize(
         model=model,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ddscale.training.checkpoints import NATIVE
+from ddscale.training.optimiser import AVERAGE
+from ddscale.training.ranks import quiet_deepspeed
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,8 +29,39 @@ def full_weights(engine: Any, checkpoint: Path) -> Mapping[str, Tensor]:
         native = checkpoint.with_name(f"{checkpoint.name}{NATIVE}")
         return _from_files(native if native.is_dir() else checkpoint)
     weights = {name: value.detach().cpu().clone() for name, value in engine.module.state_dict().items()}
-    masters = _masters_of_half_precision(engine)
+    masters = {
+        name: full.detach().cpu().to(torch.float32).clone()
+        for name, full in _master_parameters(engine).items()
+    }
     return {name: masters.get(name, value) for name, value in weights.items()}
+
+
+def averaged_weights(engine: Any, keep: bool) -> dict[str, Tensor]:
+    """The running averages of the trained weights, whole, in float32 on the CPU, by name.
+
+    Every rank calls it, for at ZeRO 1-3 each has a part of every weight; keep: whether this rank wants the result,
+    which is empty otherwise. One weight at a time is put together.
+    """
+    quiet_deepspeed()
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # DeepSpeed links weights to states after the first group's first update, when the second has none yet.
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    averages: dict[str, Tensor] = {}
+    masters = _master_parameters(engine)
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if engine.zero_optimization():
+            average = safe_get_full_optimizer_state(parameter, AVERAGE)
+        else:
+            inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+            average = inner.state[masters.get(name, parameter)][AVERAGE]
+        if keep:
+            averages[name] = average.detach().float().cpu().clone()
+    return averages
 
 
 def load_full(model: M, weights: Mapping[str, Tensor]) -> M:
@@ -49,7 +82,7 @@ def _from_files(checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _masters_of_half_precision(engine: Any) -> dict[str, Tensor]:
+def _master_parameters(engine: Any) -> dict[str, Tensor]:
     """float32 copies that DeepSpeed trains behind half-precision weights at stage 0, by parameter name."""
     optimiser = engine.optimizer
     if not hasattr(optimiser, "fp32_groups"):
@@ -60,4 +93,4 @@ def _masters_of_half_precision(engine: Any) -> dict[str, Tensor]:
         for half, full in zip(optimiser.fp16_groups, optimiser.fp32_groups, strict=True)
         for pair in zip(half, full, strict=True)
     )
-    return {names[id(half)]: full.detach().cpu().to(torch.float32).clone() for half, full in pairs}
+    return {names[id(half)]: full for half, full in pairs}

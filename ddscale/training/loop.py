@@ -46,8 +46,14 @@ class Task(Protocol):
     flops_per_sample: float | None
     """Floating-point operations of one sample's forward and backward; None when not known."""
 
+    builds_whole: bool
+    """Whether `make_model` reads weights from files, so that each rank's host memory has to hold the whole model."""
+
     def make_model(self) -> nn.Module:
         """The model, fresh; deterministic given torch's seed."""
+
+    def describe(self, model: nn.Module) -> list[str]:
+        """What a person should know of the model before it trains, as lines; its weights may be partitioned."""
 
     def identity(self) -> dict[str, Any]:
         """Settings without which a checkpoint would not be continued but changed."""

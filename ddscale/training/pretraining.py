@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddscale.models.baselines import channel_mean, linear_interpolation
 from ddscale.models.encoder import EEGEncoder
@@ -25,7 +25,7 @@ from ddscale.training.runs import Display, run
 from ddscale.training.settings import PretrainRecipe
 
 # Which data is seen in which order decides the run; these decide only how fast it is read.
-_MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
+MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
 
 
 def pretrain(recipe: PretrainRecipe, ranks: Ranks, display: Display) -> str | None:
@@ -40,6 +40,7 @@ class Pretraining:
     """
 
     label = "dataset"
+    builds_whole = False
 
     def __init__(self, recipe: PretrainRecipe, ranks: Ranks) -> None:
         self.recipe = recipe
@@ -62,9 +63,12 @@ class Pretraining:
     def make_model(self) -> MaskedAutoencoder:
         return MaskedAutoencoder(self.recipe.model)
 
+    def describe(self, model: nn.Module) -> list[str]:
+        return []
+
     def identity(self) -> dict[str, Any]:
         model = self.recipe.model.model_dump(mode="json", exclude={"preset", "activation_checkpointing"})
-        return {"model": model, "data": self.recipe.data.model_dump(mode="json", exclude=_MACHINERY)}
+        return {"model": model, "data": self.recipe.data.model_dump(mode="json", exclude=MACHINERY)}
 
     def state(self) -> dict[str, Any]:
         return self._loader.state()

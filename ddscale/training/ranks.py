@@ -169,7 +169,9 @@ def quiet_deepspeed() -> Any:
     """Import DeepSpeed without its remarks that nobody who runs training can act on."""
     remarks = logging.getLogger("DeepSpeed")
     hush = logging.Filter()
-    hush.filter = lambda record: "Setting accelerator to CPU" not in record.getMessage()  # type: ignore[method-assign]
+    # The optimiser it has not tested is the averaging AdamW, which our tests compare over all stages.
+    said = ("Setting accelerator to CPU", "untested optimizer")
+    hush.filter = lambda record: not any(s in record.getMessage() for s in said)  # type: ignore[method-assign]
     remarks.addFilter(hush)
     # DeepSpeed calls collectives by names that this torch is about to rename: one line per call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

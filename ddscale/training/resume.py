@@ -18,6 +18,7 @@ def identity(settings: TrainingSettings, of_task: Mapping[str, Any]) -> dict[str
         "seed": settings.seed,
         "global_batch_size": settings.global_batch_size,
         "precision": settings.precision,
+        "ema": settings.ema,
     }
     return _flat({**shared, **of_task})
 

@@ -14,7 +14,7 @@ from typing import Any
 from ddscale.training import deepspeed_config, resume
 from ddscale.training.checkpoints import Checkpoint, Checkpoints
 from ddscale.training.engine import build_engine, check
-from ddscale.training.export import full_weights
+from ddscale.training.export import averaged_weights, full_weights
 from ddscale.training.faults import FaultLog, Injection
 from ddscale.training.loop import Task, train
 from ddscale.training.optimiser import hyperparameters, restate
@@ -62,7 +62,11 @@ def run(
                 display.say(f"warning: {complaint}")
             display.say(_opening_line(settings, found, ranks))
 
-        engine = build_engine(settings, task.make_model, ranks, bool(found and found.state["universal"]))
+        universal = bool(found and found.state["universal"])
+        engine = build_engine(settings, task.make_model, ranks, universal, task.builds_whole)
+        if ranks.is_main:
+            for line in task.describe(engine.module):
+                display.say(line)
         if found:
             remembered = hyperparameters(engine.optimizer)
             engine.load_checkpoint(str(checkpoints.folder), tag=found.path.name)
@@ -99,11 +103,12 @@ def run(
             lambda: _run_state(settings, task, ranks), first_step, None if None in all_peaks else sum(all_peaks),
         )  # fmt: skip
         if stopped_by is None:
+            averages = averaged_weights(engine, keep=ranks.is_main) if settings.ema else {}
             with ranks.agreeing():
                 if ranks.is_main:
                     last = checkpoints.folder / f"step-{settings.steps:08d}"
                     facts = {"run": str(folder), **_trained(settings, task)}
-                    for line in task.export(full_weights(engine, last), folder, facts):
+                    for line in task.export({**full_weights(engine, last), **averages}, folder, facts):
                         display.say(line)
         return stopped_by
 

@@ -89,6 +89,10 @@ class TrainingSettings(Settings):
     clip: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient, above which it is scaled down; 0: never."""
 
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Memory of a running average of the weights (0.999: about the last 1,000 steps), which is then what the run
+    hands on; null: the last weights themselves. Costs 4 bytes a trained weight, shared out over ranks by ZeRO."""
+
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Numbers of forward and backward; weights are kept in float32 as well. fp16 needs a GPU and scales its loss."""
 

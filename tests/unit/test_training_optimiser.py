@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from ddscale.models import MAEConfig, MaskedAutoencoder
-from ddscale.training.optimiser import GuardedAdamW, hyperparameters, parameter_groups, restate
+from ddscale.training.optimiser import (
+    AVERAGE,
+    AveragingAdamW,
+    GuardedAdamW,
+    hyperparameters,
+    parameter_groups,
+    restate,
+)
 
 OPTIONS = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "fused": True}
 
@@ -86,3 +93,31 @@ def test_hyperparameters_are_the_recipes_again_after_a_checkpoint_brought_others
     assert {tuple(group["betas"]) for group in optimiser.param_groups} == {(0.9, 0.95)}
     counters = [state["step"] for state in optimiser.state.values()]
     assert len({counter.data_ptr() for counter in counters}) == len(counters)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_average_is_that_of_diffusers(guarded):
+    from diffusers.training_utils import EMAModel
+
+    model = with_gradients(4)
+    kind = GuardedAdamW if guarded else AveragingAdamW
+    optimiser = kind(model.parameters(), ema=0.8, **({"clip": 0.0} if guarded else {}), **OPTIONS)
+    reference: EMAModel | None = None
+    for _ in range(40):
+        optimiser.step()
+        if reference is None:
+            # Ours begins as the weights after the first update.
+            reference = EMAModel(model.parameters(), decay=0.8)
+            reference.optimization_step = 2  # it counts from one later
+        else:
+            reference.step(model.parameters())
+    for parameter, average in zip(model.parameters(), reference.shadow_params, strict=True):
+        torch.testing.assert_close(optimiser.state[parameter][AVERAGE], average, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(parameter, average)
+
+
+def test_without_a_memory_nothing_is_averaged():
+    model = with_gradients(5)
+    optimiser = AveragingAdamW(model.parameters(), **OPTIONS)
+    optimiser.step()
+    assert all(AVERAGE not in state for state in optimiser.state.values())
