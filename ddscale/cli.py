@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -89,6 +89,35 @@ def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
     from ddscale.reporting.report import write_report
 
     print(f"report: {write_report(run)}")
+
+
+@app.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(help="a pretraining run's folder")],
+    windows: Annotated[int, typer.Option(min=1, help="held-out windows, drawn by the data's seed")] = 512,
+    split: Annotated[Literal["val", "test"], typer.Option(help="whose windows")] = "val",
+    mask_ratio: Annotated[
+        float | None, typer.Option(help="part of the tokens to hide; default: as the model was trained")
+    ] = None,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="a table by channel instead of by band")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Held-out EEG reconstructed, by data set, band and channel, beside interpolation that learns nothing."""
+    from ddscale.evaluation.reconstruction import reconstruct as evaluate
+    from ddscale.reporting.evaluations import reconstruction_table
+    from ddscale.reporting.progress import Progress
+
+    with Progress("windows") as progress:
+        found = evaluate(
+            run, windows=windows, split=split, mask_ratio=mask_ratio, on_progress=progress.update
+        )
+    if json_:
+        _print_json(found)
+    else:
+        reconstruction_table(found, channels)
+        print(f"results: {run / 'evaluation' / 'reconstruction.json'}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddscale.models.baselines import channel_mean, linear_interpolation
+    from ddscale.models.baselines import channel_mean, cubic_spline, linear_interpolation
     from ddscale.models.config import EncoderConfig, MAEConfig
     from ddscale.models.dreamdiffusion import load_dreamdiffusion
     from ddscale.models.encoder import EEGEncoder, EncoderOutput
@@ -27,6 +27,7 @@ __all__ = [
     "MAEOutput",
     "MaskedAutoencoder",
     "channel_mean",
+    "cubic_spline",
     "describe",
     "linear_interpolation",
     "load_autoencoder",
@@ -44,6 +45,7 @@ _HOMES = {
     "MAEOutput": "masked_autoencoder",
     "MaskedAutoencoder": "masked_autoencoder",
     "channel_mean": "baselines",
+    "cubic_spline": "baselines",
     "describe": "encoder_folder",
     "linear_interpolation": "baselines",
     "load_autoencoder": "encoder_folder",

@@ -5,7 +5,9 @@ Shape letters: B batch, T samples, C channels, N tokens; a token is T / N consec
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 
@@ -44,6 +46,30 @@ def linear_interpolation(x_BTC: Tensor, masked_BN: Tensor) -> Tensor:
     line_BTC = torch.lerp(x_BTC[rows_B1, left_BT], x_BTC[rows_B1, right_BT], weight_BT1.expand(B, T, C))
     line_BTC = torch.where(left_BT[:, :, None] == right_BT[:, :, None], x_BTC[rows_B1, left_BT], line_BTC)
     return torch.where((no_before_BT & no_after_BT)[:, :, None], 0, line_BTC)
+
+
+def cubic_spline(x_BTC: Tensor, masked_BN: Tensor) -> Tensor:
+    """Masked samples replaced by the cubic spline through all visible samples (not-a-knot), computed on the CPU.
+
+    A gap at the window's edge continues the one visible neighbour: a cubic extrapolates to absurd values.
+    x_BTC: float (B, T, C); masked_BN: bool. Returns (B, T, C) of x's dtype, on its device; a window without a
+    visible token gives zeros, one with fewer than two visible samples their value.
+    Raises ValueError when T is not a multiple of N.
+    """
+    masked_BT = _masked_samples(x_BTC, masked_BN).cpu().numpy()
+    filled_BTC = x_BTC.detach().cpu().numpy().astype(np.float64, copy=True)
+    for window_TC, masked_T in zip(filled_BTC, masked_BT, strict=True):
+        visible = np.flatnonzero(~masked_T)
+        if not len(visible):
+            window_TC[:] = 0
+            continue
+        hidden = np.flatnonzero(masked_T)
+        if len(visible) == 1:
+            window_TC[hidden] = window_TC[visible]
+            continue
+        inside = np.clip(hidden, visible[0], visible[-1])
+        window_TC[hidden] = CubicSpline(visible, window_TC[visible])(inside)
+    return torch.from_numpy(filled_BTC).to(x_BTC)
 
 
 def _masked_samples(x_BTC: Tensor, masked_BN: Tensor) -> Tensor:

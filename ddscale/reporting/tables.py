@@ -19,7 +19,7 @@ STATE_STYLE = {"ok": "green", "limited": "yellow", "broken": "bold red"}
 
 def ingest_summary(summary: Summary) -> None:
     """Hours per dataset, kept and left out by reason, then every recording that is not in the store."""
-    console = _console()
+    console = wide_console()
     table = Table(box=None, pad_edge=False)
     for heading in ("dataset", "recordings", "new", "quarantined", "hours found", "hours kept"):
         table.add_column(heading, justify="left" if heading == "dataset" else "right")
@@ -50,7 +50,7 @@ def ingest_summary(summary: Summary) -> None:
 
 def store_contents(contents: Mapping[str, Any]) -> None:
     """What `describe` says of a store."""
-    console = _console()
+    console = wide_console()
     totals = contents["totals"]
     console.print(
         f"{contents['store']}: {totals['hours']:,.3f} h, {totals['recordings']:,} recordings, "
@@ -91,7 +91,7 @@ def channel_range(hours_by_channels: Mapping[str, float]) -> str:
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """A log has no width to keep to; without one, rich would break words at 80 columns."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
@@ -109,12 +109,12 @@ def doctor_table(findings: Sequence[Finding]) -> None:
     for finding in findings:
         state = f"[{STATE_STYLE[finding.state]}]{finding.state}[/]"
         table.add_row(finding.subject, state, escape(finding.found), escape(finding.remedy))
-    _console().print(table)
+    wide_console().print(table)
 
 
 def plan_table(estimate: Estimate) -> None:
     """An estimate in units a person thinks in, with what was assumed."""
-    console = _console()
+    console = wide_console()
     console.print(f"{estimate.gpus} × {estimate.gpu}, {estimate.parameters / 1e6:,.1f} M parameters")
     memory = Table(title="memory per GPU", title_justify="left", box=None, pad_edge=False)
     memory.add_column("part")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddscale.models.baselines import channel_mean, linear_interpolation
+from ddscale.models.baselines import channel_mean, cubic_spline, linear_interpolation
 
 
 def windows_and_masks() -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,6 +29,31 @@ def test_linear_interpolation_is_numpys():
         for c in range(3):
             expected = np.interp(time, time[visible], x[b, visible, c].numpy())
             np.testing.assert_allclose(predicted[b, :, c].numpy(), expected, rtol=1e-5)
+
+
+def test_cubic_spline_is_exact_on_a_cubic_and_continues_the_neighbour_at_the_edges():
+    time = torch.arange(24.0)
+    x = torch.stack([0.01 * (time - 9) ** 3 - 0.2 * time, 5 - 0.1 * time**2, time], dim=-1)[None]
+    masked = torch.tensor([[True, True, False, True, False, False, True, True]])
+    predicted = cubic_spline(x, masked)
+    torch.testing.assert_close(predicted[:, 6:18], x[:, 6:18])
+    torch.testing.assert_close(predicted[:, :6], x[:, 6:7].expand(-1, 6, -1))
+    torch.testing.assert_close(predicted[:, 18:], x[:, 17:18].expand(-1, 6, -1))
+    # A straight line is no cubic: this tells the two baselines apart.
+    assert (linear_interpolation(x, masked) - x)[:, 6:18, 0].abs().max() > 0.1
+
+
+def test_cubic_spline_leaves_visible_samples_and_survives_windows_with_hardly_any():
+    x, masked = windows_and_masks()
+    predicted = cubic_spline(x, masked)
+    visible = ~masked.repeat_interleave(3, dim=1)
+    assert torch.equal(predicted[visible], x[visible])
+    assert torch.equal(predicted[2], x[2])
+    all_hidden = torch.ones(1, 8, dtype=torch.bool)
+    assert torch.equal(cubic_spline(x[:1], all_hidden), torch.zeros(1, 24, 3))
+    one = torch.ones(1, 24, dtype=torch.bool)
+    one[0, 5] = False  # tokens of one sample, one of them visible
+    assert torch.equal(cubic_spline(x[:1], one), x[:1, 5:6].expand(1, 24, 3))
 
 
 def test_channel_mean_is_numpys():

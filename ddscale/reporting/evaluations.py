@@ -1,0 +1,57 @@
+"""What the evaluating commands print: reconstruction by band, probes beside their controls, grids of variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from ddscale.reporting.tables import wide_console
+
+
+def reconstruction_table(found: Mapping[str, Any], by_channel: bool = False) -> None:
+    """What `ddscale.evaluation.reconstruction.reconstruct` found: a table per data set, by band or by channel."""
+    screen = wide_console()
+    screen.print(
+        f"{found['run']}: {found['windows']} {found['split']} windows of {found['window_s']:g} s, "
+        f"{found['mask_ratio']:.0%} of the tokens ({found['patch_samples']} samples each) hidden",
+        markup=False,
+    )
+    for dataset, entry in found["datasets"].items():
+        people = "1 person" if entry["subjects"] == 1 else f"{entry['subjects']} people"
+        table = Table(
+            title=f"{dataset}: {entry['windows']} windows of {people}",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+        )
+        table.add_column("channel" if by_channel else "band")
+        table.add_column("")
+        for heading in ("correlation", "R²", "MSE", "correlation, model's lead"):
+            table.add_column(heading, justify="right")
+        for name, methods in entry["channels" if by_channel else "bands"].items():
+            edges = found["bands_hz"].get(name)
+            label = f"{name} {edges[0]:g}-{edges[1]:g} Hz" if edges and not by_channel else name
+            for method, of in methods.items():
+                lead = _with_interval(of["models_lead"]["correlation"]) if "models_lead" in of else ""
+                measures = [_with_interval(of["correlation"]), _with_interval(of["r_squared"])]
+                table.add_row(label, method, *measures, _figure(of["mse"]["value"]), lead)
+                label = ""
+        screen.print(table)
+        screen.print(f"intervals: {entry['intervals']}", markup=False, soft_wrap=True)
+    for note in found["notes"]:
+        screen.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _with_interval(estimate: Mapping[str, float | None]) -> str:
+    shown = _figure(estimate["value"])
+    if estimate["low"] is None:
+        return shown
+    return f"{shown} \\[{_figure(estimate['low'])}, {_figure(estimate['high'])}]"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.2f}" if abs(value) < 99.5 else f"{value:.3g}"
