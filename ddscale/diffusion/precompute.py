@@ -1,8 +1,8 @@
 """What a training step would otherwise compute again and again: VAE latents and CLIP features of all pictures.
 
-Written once as Zarr, in a folder whose name carries the fingerprint of weights and settings, so other weights
-never find these. A row is done when its picture's identity is there, which is written last; run again, it does
-the rows that are missing or whose picture or caption has changed.
+Written once as Zarr, in a folder whose name carries the fingerprint of weights, settings and the list of pictures,
+so others never find these. A row is done when its picture's identity is there, which is written last; run again,
+it does the rows that are missing or whose picture or caption has changed.
 Shape letters: n pictures, K crops, C, h, w a latent's, D CLIP's width.
 """
 
@@ -221,8 +221,6 @@ def _make_arrays(
 
 def _open_array(group: Any, name: str, shape: tuple[int, ...], chunk: tuple[int, ...], dtype: str) -> None:
     if name in group:
-        if group[name].shape != shape:
-            group[name].resize(shape)
         return
     shard = (_ROWS_PER_SHARD, *shape[1:])
     group.create_array(

@@ -67,7 +67,7 @@ def test_the_run_hands_on_the_averaged_weights_at_every_stage(uninterrupted):
     raw = torch.load(last, map_location="cpu", weights_only=False)["module"]
     for name, value in exported[0].items():
         for other in exported[1:]:
-            # On the mean: where a gradient is 0 but for rounding (keys' biases), Adam steps in its direction all the same.
+            # The mean: a gradient that is 0 but for rounding (keys' biases) still makes Adam step.
             assert float((other[name] - value).abs().mean()) < 1e-5, name
     distances = [float((raw[name] - value).abs().max()) for name, value in exported[0].items()]
     assert max(distances) > 1e-4

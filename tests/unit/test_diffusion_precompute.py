@@ -111,14 +111,14 @@ def test_after_an_interruption_only_what_is_missing_is_computed(models, tmp_path
         torch.testing.assert_close(resumed, at_once)
 
 
-def test_changed_captions_and_added_pictures_are_computed(models, tmp_path, decoded, monkeypatch):
+def test_changed_captions_are_computed_again(models, tmp_path, decoded, monkeypatch):
     monkeypatch.setattr(module, "_ROWS_PER_SHARD", 4)
-    precompute(Folder(8), *models, tmp_path, SETTINGS)
+    precompute(Folder(10), *models, tmp_path, SETTINGS)
     decoded.clear()
     pictures = Folder(10)
     pictures.captions[1] = "a handwritten seven, differently"
     features = precompute(pictures, *models, tmp_path, SETTINGS)
-    assert set(decoded) == {f"picture-{row}" for row in (0, 1, 2, 3, 8, 9)}
+    assert set(decoded) == {f"picture-{row}" for row in (0, 1, 2, 3)}
     assert len(features) == 10
     _, clip = models
     caption = features.views(torch.tensor([1]), torch.tensor([0])).caption
@@ -140,6 +140,28 @@ def test_other_weights_or_settings_get_another_folder(models, tmp_path, decoded)
     # How many views go through the models at once is no part of the results.
     more_at_once = SETTINGS.model_copy(update={"batch_size": 30})
     assert precompute(Folder(), codec, clip, tmp_path, more_at_once).path == other_weights.path
+
+
+def test_another_list_of_pictures_gets_another_folder(models, tmp_path):
+    paths = {precompute(Folder(n), *models, tmp_path, SETTINGS).path for n in (8, 10)}
+    assert len(paths) == 2
+
+
+def test_ranks_share_the_pictures_and_give_what_one_gives(models, tmp_path, decoded, monkeypatch):
+    monkeypatch.setattr(module, "_ROWS_PER_SHARD", 4)
+    pictures = Folder(10)
+    path = module.prepare(pictures, *models, tmp_path / "shared", SETTINGS)
+    shares = []
+    for rank in range(2):
+        decoded.clear()
+        module.fill(path, pictures, *models, SETTINGS, rank=rank, world_size=2)
+        shares.append(set(decoded))
+    assert not shares[0] & shares[1]
+    assert len(shares[0] | shares[1]) == 10
+    alone = precompute(pictures, *models, tmp_path / "alone", SETTINGS)
+    everything = torch.arange(10), torch.zeros(10, dtype=torch.int64)
+    for ours, theirs in zip(Features(path).views(*everything), alone.views(*everything), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_views_are_the_same_whether_in_memory_or_read_from_disk(models, tmp_path, monkeypatch):
