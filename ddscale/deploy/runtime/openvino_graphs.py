@@ -1,0 +1,52 @@
+"""OpenVINO behind the runtime's interface: reads the same ONNX files, often faster on Intel CPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddscale.deploy.manifest import GraphInfo
+from ddscale.deploy.runtime.graphs import Arrays, ProviderError, Runner, check_interface
+
+
+class OpenVINOGraph:
+    """A graph compiled by OpenVINO for the CPU, in float32."""
+
+    def __init__(self, path: Path, info: GraphInfo, threads: int = 0) -> None:
+        """Raises ProviderError when OpenVINO is not installed or cannot compile the graph."""
+        try:
+            import openvino
+        except ImportError:
+            raise ProviderError(
+                "openvino is not installed: pip install openvino, or use provider cpu."
+            ) from None
+        # Without the hint OpenVINO computes in bfloat16 where the CPU has it, and pictures differ from machine to
+        # machine.
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+        except Exception as error:
+            # OpenVINO raises RuntimeError and its own kinds, with a trace over many lines.
+            reason = " ".join(str(error).split())[:300]
+            raise ProviderError(f"openvino cannot compile {path}: {reason}. Use provider cpu.") from None
+        check_interface(
+            path,
+            info,
+            {tensor.get_any_name() for tensor in self._model.inputs},
+            {tensor.get_any_name() for tensor in self._model.outputs},
+        )
+        self._request = self._model.create_infer_request()
+        self._outputs = [tensor.name for tensor in info.outputs]
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Copied: the next run writes into the same memory.
+        self._request.infer(contiguous, share_inputs=True)
+        return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+
+    def holding(self, constants: Arrays) -> Runner:
+        return lambda inputs: self.run({**constants, **inputs})
