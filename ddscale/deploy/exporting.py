@@ -1,0 +1,176 @@
+"""From a recipe to a published folder: run PyTorch, write graphs, compare them, describe and publish."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddscale.deploy.description import Compared, describe, facts_of
+from ddscale.deploy.graphs import Part, parts_of
+from ddscale.deploy.manifest import ENCODER, UNET, Precision
+from ddscale.deploy.parity import (
+    END_TO_END_LIMITS,
+    LIMITS,
+    Checks,
+    check_pictures,
+    compare_graph,
+    limit_for,
+    relative_l2,
+    run,
+    session,
+)
+from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations
+from ddscale.deploy.publishing import published
+from ddscale.deploy.recipe import ExportRecipe
+from ddscale.deploy.reference import PartReference, Reference, draw_latents, refer
+from ddscale.deploy.schedules import TOLERANCE as TABLE_TOLERANCE
+from ddscale.deploy.source import Source, load_source
+from ddscale.deploy.writing import describe_graph, weight_names, write_graph
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Half:
+    """How a part does in true half precision."""
+
+    range: Range
+    error: float
+    """Relative L2 of PyTorch in fp16 to PyTorch in fp32."""
+
+
+@dataclass
+class Written:
+    """What is known of the graphs beside their files."""
+
+    tolerances: dict[str, float] = field(default_factory=dict)
+    names: dict[Precision, dict[str, dict[str, str]]] = field(default_factory=dict)
+    half: dict[str, Half] = field(default_factory=dict)
+
+
+def export(recipe: ExportRecipe, say: Say = lambda line: None) -> list[Path]:
+    """Write the recipe's folder. Returns the folder of each precision.
+
+    say: told what is being done, a line each. Raises ValueError (ParityError when graphs compute something else than
+    PyTorch) and FileNotFoundError; nothing has then been published, and an earlier export is as it was.
+    """
+    out = Path(recipe.out)
+    with published(out) as folder:
+        source = load_source(recipe)
+        parts, facts = parts_of(source), facts_of(source, recipe)
+        reference = refer(source, parts, recipe, say)
+        written = _write(source, parts, reference, folder, _precisions_to_write(recipe), say)
+        for precision in recipe.precisions:
+            compared = _compare(folder / precision, precision, written, reference, say)
+            describe(folder / precision, precision, compared, reference, facts)
+        for path in folder.iterdir():
+            if path.name not in recipe.precisions:
+                shutil.rmtree(path)
+    return [out / precision for precision in recipe.precisions]
+
+
+def _precisions_to_write(recipe: ExportRecipe) -> list[Precision]:
+    return [precision for precision in ("fp32", "fp16") if precision in recipe.precisions]
+
+
+def _write(
+    source: Source,
+    parts: list[Part],
+    reference: Reference,
+    folder: Path,
+    precisions: list[Precision],
+    say: Say,
+) -> Written:
+    """Every part in every precision. Empties `parts`: weights are let go before ONNX Runtime needs the memory."""
+    written = Written()
+    while parts:
+        part = parts.pop(0)
+        own = reference.parts[part.name]
+        example = {name: torch.from_numpy(value) for name, value in own.inputs.items()}
+        written.tolerances[part.name] = part.tolerance
+        for precision in precisions:
+            half = precision == "fp16"
+            if half:
+                say(f"{part.name}: activations, and PyTorch in fp16")
+                written.half[part.name] = _examine_half(part, own, example, reference)
+            say(f"{part.name}: writing {precision}")
+            (folder / precision).mkdir(exist_ok=True)
+            path = folder / precision / f"{part.name}.onnx"
+            write_graph(part, path, example, half)
+            written.names.setdefault(precision, {})[part.name] = weight_names(part, path)
+        if part.name == UNET and source.pipeline is not None:
+            source.pipeline.unet = None  # type: ignore[assignment]
+        del part
+        gc.collect()
+    source.encoder = source.pipeline = source.tiny = None
+    gc.collect()
+    return written
+
+
+def _examine_half(part: Part, own: PartReference, example: dict[str, Tensor], reference: Reference) -> Half:
+    """Leaves the part's module in fp16."""
+    batches = [example]
+    if reference.end_to_end is not None and part.inputs == ("latent",):
+        batches.append({"latent": torch.from_numpy(reference.end_to_end.final)})
+    largest = audit_activations(part.module, batches)
+    part.module.half()
+    with torch.no_grad():
+        outputs = part.module(**{name: value[:1] for name, value in example.items()})
+    named = zip(part.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
+    errors = [relative_l2(value.numpy(), own.outputs[name][:1]) for name, value in named]
+    return Half(largest, float(np.max(errors)))
+
+
+def _compare(
+    folder: Path, precision: Precision, written: Written, reference: Reference, say: Say
+) -> Compared:
+    checks = Checks()
+    graphs, limits = {}, {}
+    for name, own in reference.parts.items():
+        say(f"{name}: {precision} in ONNX Runtime")
+        half = written.half.get(name)
+        graphs[name] = describe_graph(
+            folder / f"{name}.onnx", precision, half.range.largest if half else None
+        )
+        limits[name] = limit_for(precision, written.tolerances[name])
+        if precision == "fp16" and half is not None:
+            where = f"largest activation in fp32 ({half.range.where})"
+            checks.hold(where, half.range.largest, ACTIVATION_LIMIT, name)
+            checks.hold("PyTorch in fp16, relative L2 to fp32", half.error, LIMITS["fp16"], name)
+        with session(folder / graphs[name].file) as opened:
+            compare_graph(checks, name, opened, own.inputs, own.outputs, limits[name])
+    _compare_end_to_end(checks, folder, precision, reference, say)
+    for table, difference in reference.tables:
+        label = f"table of {table.scheduler} with {table.steps} steps, relative L2 to diffusers"
+        checks.hold(label, difference, TABLE_TOLERANCE)
+    return Compared(graphs, limits, checks.finish(precision), written.names.get(precision, {}))
+
+
+def _compare_end_to_end(
+    checks: Checks, folder: Path, precision: Precision, reference: Reference, say: Say
+) -> None:
+    expected = reference.end_to_end
+    if expected is None:
+        return
+    say(f"end to end: {precision} in ONNX Runtime")
+    with ExitStack() as stack:
+        graphs = {
+            name: partial(run, stack.enter_context(session(folder / f"{name}.onnx")))
+            for name in (ENCODER, UNET)
+        }
+        final = draw_latents(expected, reference.constants, graphs)
+    checks.hold(
+        "latents, relative L2 to PyTorch", relative_l2(final, expected.final), END_TO_END_LIMITS[precision]
+    )
+    for name, pictures in expected.images.items():
+        with session(folder / f"{name}.onnx") as decoder:
+            check_pictures(checks, name, run(decoder, {"latent": final})["image"], pictures)

@@ -1,0 +1,94 @@
+"""Whether a network survives half precision: ONNX Runtime on a CPU cannot tell, for it computes in fp32 between.
+
+So the largest number inside is looked for in fp32, and the network is run once in true fp16 by PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddscale.deploy.graphs import Normaliser
+
+ACTIVATION_LIMIT = 16_000.0
+"""A quarter of fp16's largest number: what real data may still add to the audit's."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The largest absolute value met, and what made it."""
+
+    largest: float
+    where: str
+
+
+@torch.no_grad()
+def audit_activations(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Range:
+    """Run the module in fp32 and look at the result of every operation, those inside attention included.
+
+    What the Normaliser does is left out: it stays in fp32. A value that is not finite counts as infinite.
+    """
+    watch = _Watch()
+    with _told_where(module, watch), sdpa_kernel(SDPBackend.MATH):
+        for inputs in batches:
+            with watch:
+                module(**inputs)
+    return Range(watch.largest, watch.where)
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.where = 0.0, "nothing"
+        self.path: list[str] = []
+        self.paused = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.paused:
+            return result
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+                low, high = tensor.aminmax()
+                largest = max(abs(float(low)), abs(float(high)))
+                # A NaN is smaller than nothing when compared.
+                if not largest <= self.largest:
+                    self.largest = largest if largest == largest else float("inf")
+                    self.where = (
+                        f"{func.overloadpacket.__name__} in {self.path[-1] if self.path else 'the graph'}"
+                    )
+        return result
+
+
+@contextmanager
+def _told_where(module: nn.Module, watch: _Watch) -> Iterator[None]:
+    def enter(name: str, submodule: nn.Module) -> Any:
+        def hook(*_: Any) -> None:
+            watch.path.append(name)
+            watch.paused += isinstance(submodule, Normaliser)
+
+        return hook
+
+    def leave(submodule: nn.Module) -> Any:
+        def hook(*_: Any) -> None:
+            watch.path.pop()
+            watch.paused -= isinstance(submodule, Normaliser)
+
+        return hook
+
+    handles = []
+    for name, submodule in module.named_modules():
+        handles.append(submodule.register_forward_pre_hook(enter(name or "the graph", submodule)))
+        handles.append(submodule.register_forward_hook(leave(submodule), always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
