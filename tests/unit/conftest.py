@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 @pytest.fixture(scope="session")
@@ -18,4 +21,16 @@ def weights() -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the toy `pipeline` and its `export/fp32`; made once, not to be written into."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("onnxscript")
+    from deploying import export_toy
+
+    folder = tmp_path_factory.mktemp("toy")
+    export_toy(folder)
     return folder

@@ -29,7 +29,8 @@ def checked(eeg: object, manifest: Manifest, sfreq: float | None = None, unit: s
     windows = _shaped(eeg, manifest)
     _check_finite(windows)
     _check_signal(windows)
-    windows_BCT = np.ascontiguousarray(windows, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        windows_BCT = np.ascontiguousarray(windows, dtype=np.float32)
     if not np.isfinite(windows_BCT).all():
         raise EEGError("the EEG has values beyond what float32 holds: check its scaling.")
     if manifest.normalisation is not None:

@@ -16,60 +16,25 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from ddscale.deploy.runtime import EEGToImage, Timings
 from ddscale.deploy.runtime.png import grid, png
+from ddscale.deploy.serving.incoming import GoneError, Incoming
 from ddscale.deploy.serving.metrics import CONTENT_TYPE, Metrics
 from ddscale.deploy.serving.npy_body import BodyError, NpyBody
+from ddscale.deploy.serving.parameters import Asked, Limits
 from ddscale.deploy.serving.queue import AbandonedError, Place, Queue, QueueFullError
 
 _log = logging.getLogger("ddscale.serving")
 _CLIENT_GONE = 499
-_DRAIN_BYTES, _DRAIN_S = 2**20, 5.0
-
-
-class Limits(BaseModel):
-    """What one service takes on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    places: int = Field(default=32, ge=1)
-    """Requests that wait or are drawn; others get 429. Memory: each holds at most one body."""
-    timeout_s: float = Field(default=120.0, gt=0)
-    """From a request's arrival to its pictures; then 504, or 408 when its body had not come."""
-    max_pictures: int = Field(default=16, ge=1)
-    """Windows times samples of one request."""
-
-
-class Asked(BaseModel):
-    """Parameters of a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    """Denoising steps, of those that were exported; by default the first."""
-    scheduler: str | None = Field(default=None, max_length=40)
-    """Sampler, of those that were exported; by default the first."""
-    guidance: float = Field(default=3.0, ge=1, le=100, allow_inf_nan=False)
-    """How far pictures are pushed to what the EEG says; 1 is none, at half the cost."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """The same EEG, parameters and seed give the same pictures."""
-    samples: int = Field(default=1, ge=1, le=1000)
-    """Pictures for each window."""
-    sfreq: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """The EEG's sampling rate, Hz; refused when it is not the model's."""
-    unit: str = Field(default="uV", max_length=20)
-    """The EEG's unit; refused when it is not the model's."""
-    format: Literal["png", "zip"] = "png"
-    """png: one picture or a grid. zip: `<window>-<sample>.png` for each."""
+_DRAIN_BYTES = 2**20
 
 
 def make_app(
@@ -104,7 +69,7 @@ def make_app(
     async def generate(request: Request, asked: Annotated[Asked, Query()]) -> Response:
         """Pictures from EEG: the body is a .npy file, see the parameters."""
         began = time.perf_counter()
-        incoming = _Incoming(request)
+        incoming = Incoming(request)
         response = await service.answer(request, incoming, asked)
         if response.status_code >= 400 and not await incoming.drain(_DRAIN_BYTES):
             response.headers["Connection"] = "close"
@@ -161,7 +126,7 @@ class _Service:
             _log.error(self.why_not_ready)
             on_failure(error)
 
-    async def answer(self, request: Request, incoming: _Incoming, asked: Asked) -> Response:
+    async def answer(self, request: Request, incoming: Incoming, asked: Asked) -> Response:
         if (model := self.model) is None:
             return _error(503, self.why_not_ready, retry_after_s=5)
         try:
@@ -180,7 +145,7 @@ class _Service:
         except ValueError as error:
             # EEG that the model must not be given, a sampler that was not exported: messages made for people.
             return _error(422, str(error))
-        except _GoneError:
+        except GoneError:
             return Response(status_code=_CLIENT_GONE)
         except Exception:
             _log.exception("drawing failed")
@@ -201,7 +166,7 @@ class _Service:
                 "taken: send several requests.",
             )
 
-    async def _draw(self, incoming: _Incoming, asked: Asked, model: EEGToImage, place: Place) -> Response:
+    async def _draw(self, incoming: Incoming, asked: Asked, model: EEGToImage, place: Place) -> Response:
         deadline = time.monotonic() + self.limits.timeout_s
         body = NpyBody(model.manifest, self.limits.max_pictures)
         try:
@@ -238,7 +203,7 @@ class _Service:
                     packed, media_type=f"{'image' if asked.format == 'png' else 'application'}/{asked.format}"
                 )
             if leaving.done():
-                raise _GoneError
+                raise GoneError
             return _error(
                 504,
                 f"no picture after {self.limits.timeout_s:g} s: ask for fewer steps or samples, or come again when "
@@ -252,46 +217,7 @@ class _Service:
             drawing.cancel()
 
 
-class _GoneError(Exception):
-    """The client closed its connection."""
-
-
-class _Incoming:
-    """A request's body as it comes."""
-
-    def __init__(self, request: Request) -> None:
-        self._receive = request.receive
-        self.ended = False
-        # Who waits for leave to send its body is not given it after a refusal.
-        self.may_drain = "expect" not in request.headers
-
-    async def piece(self) -> bytes:
-        """The next bytes, maybe none. Raises _GoneError when the client has closed the connection."""
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise _GoneError
-        self.ended = not message.get("more_body", False)
-        return bytes(message.get("body", b""))
-
-    async def gone(self) -> None:
-        """Returns when the client closes the connection; only after the body has ended."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    async def drain(self, at_most: int) -> bool:
-        """Let the rest of a refused body come and forget it: a connection closed in the midst of sending loses the
-        answer. Returns whether the connection may be kept."""
-        left = at_most
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while not self.ended and left > 0 and self.may_drain:
-                    left -= len(await self.piece())
-        except (TimeoutError, _GoneError):
-            pass
-        return self.ended
-
-
-async def _receive(incoming: _Incoming, body: NpyBody, max_pictures: int, samples: int) -> None:
+async def _receive(incoming: Incoming, body: NpyBody, max_pictures: int, samples: int) -> None:
     while not incoming.ended:
         if piece := await incoming.piece():
             body.feed(piece)

@@ -1,0 +1,340 @@
+"""The runtime on a folder of tiny graphs: what it draws, and everything that it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from deployed import CHANNELS, SAMPLES, eeg, tiny_folder
+
+from ddscale.deploy.manifest import FileInfo, Manifest, ManifestError, sha256_of
+from ddscale.deploy.runtime import EEGError, EEGToImage, Encoder, ProviderError
+from ddscale.deploy.runtime.generation import as_pixels
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "fp32")
+
+
+@pytest.fixture(scope="module")
+def model(kept):
+    return EEGToImage.load(kept)
+
+
+@pytest.fixture
+def folder(kept, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(kept, tmp_path / "fp32")
+
+
+def rewrite(folder, **changes):
+    """Change fields of a manifest and bring its checksums up to date."""
+    manifest = Manifest.load(folder)
+    files = {
+        name: FileInfo(sha256_of(folder / name), (folder / name).stat().st_size)
+        for name in manifest.files
+        if (folder / name).is_file()
+    }
+    dataclasses.replace(manifest, **{"files": files, **changes}).save(folder)
+
+
+# Drawing
+
+
+def test_pictures_of_windows_and_samples(model):
+    pictures = model.generate(eeg(3), samples=2)
+    assert pictures.shape == (6, 8, 8, 3)
+    assert pictures.dtype == np.uint8
+    assert len({picture.tobytes() for picture in pictures}) == 6
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(model, kept):
+    first = model.generate(eeg(2), seed=5)
+    np.testing.assert_array_equal(EEGToImage.load(kept).generate(eeg(2), seed=5), first)
+    assert (model.generate(eeg(2), seed=6) != first).any()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "lcm"])
+def test_a_picture_does_not_depend_on_its_batch(model, scheduler):
+    windows = eeg(3)
+    together = model.generate(windows, samples=2, scheduler=scheduler, batch_size=6)
+    by_two = model.generate(windows, samples=2, scheduler=scheduler, batch_size=2)
+    alone = model.generate(windows[2], samples=2, scheduler=scheduler, first_window=2)
+    assert np.abs(together.astype(int) - by_two).max() <= 1
+    assert np.abs(together[4:].astype(int) - alone).max() <= 1
+
+
+def test_eeg_guidance_and_steps_matter(model):
+    pictures = [
+        model.generate(eeg(1)),
+        model.generate(eeg(1, seed=1)),
+        model.generate(eeg(1), guidance=1.0),
+        model.generate(eeg(1), steps=50),
+        model.generate(eeg(1), scheduler="lcm"),
+    ]
+    assert len({picture.tobytes() for picture in pictures}) == 5
+
+
+def test_any_real_type_and_order_of_memory_is_taken(model):
+    windows = eeg(2).round()
+    expected = model.generate(windows)
+    for given in (
+        windows.astype(np.float64),
+        windows.astype(np.int16),
+        np.asfortranarray(windows),
+        windows.tolist(),
+    ):
+        np.testing.assert_array_equal(model.generate(given), expected)
+
+
+def test_stages_are_timed_and_steps_are_told(model):
+    told = []
+    model.generate(eeg(3), samples=2, batch_size=4, on_step=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    times = model.timings
+    assert (times.unet_calls, times.pictures) == (4, 6)
+    parts = times.encoder + times.unet + times.sampler + times.decoder
+    assert parts == pytest.approx(times.total)
+    assert min(times.encoder, times.unet, times.sampler, times.decoder) > 0
+
+
+def test_drawing_can_be_ended_between_steps(model):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(eeg(1), steps=50, on_step=stop)
+    assert model.generate(eeg(1)).shape == (1, 8, 8, 3)
+
+
+def test_openvino_draws_the_same(model, kept):
+    pytest.importorskip("openvino")
+    other = EEGToImage.load(kept, "openvino")
+    assert other.provider == "openvino"
+    for scheduler in ("ddim", "lcm"):
+        ours, theirs = (
+            m.generate(eeg(2), scheduler=scheduler, samples=2).astype(int) for m in (model, other)
+        )
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_the_encoder_alone(kept):
+    encoder = Encoder.load(kept)
+    assert encoder.encode(eeg(3))["encoder_hidden_states"].shape == (3, 2, 3)
+    with pytest.raises(EEGError, match="NaN"):
+        encoder.encode(np.full((CHANNELS, SAMPLES), np.nan))
+
+
+# EEG that must not be drawn
+
+
+def refused(model, windows, match, **stated):
+    with pytest.raises(EEGError, match=match):
+        model.generate(windows, **stated)
+
+
+@pytest.mark.parametrize(
+    ("windows", "match"),
+    [
+        (eeg(2).transpose(0, 2, 1), r"shape \(2, 32, 4\).*swap its last two axes"),
+        (eeg(2)[:, :3], r"4 channels.*give the 4 channels"),
+        (np.concatenate([eeg(1), eeg(1)], axis=2), r"cut it into windows of 32 samples"),
+        (eeg(1)[0, 0], r"shape \(32,\)"),
+        (eeg(1)[None], r"shape \(1, 1, 4, 32\)"),
+        (eeg(1)[:0], "no window"),
+        (eeg(1).astype(complex), "complex64|complex128"),
+        (np.full((1, CHANNELS, SAMPLES), None), "object"),
+        (eeg(1) > 0, "bool"),
+    ],
+)
+def test_wrong_shape_or_type(model, windows, match):
+    refused(model, windows, match)
+
+
+def test_wrong_rate(model):
+    refused(model, eeg(1), r"250 Hz.*256 Hz.*resample", sfreq=250)
+    refused(model, eeg(1), "nan", sfreq=float("nan"))
+    assert model.generate(eeg(1), sfreq=256).shape == (1, 8, 8, 3)
+
+
+def test_wrong_unit(model):
+    refused(model, eeg(1), r"stated in V.*multiply it by 1e\+06", unit="V")
+    refused(model, eeg(1), "Unknown unit 'parsec'", unit="parsec")
+    refused(model, eeg(2) * np.float32(1e-6), r"window 0 of the EEG is not in µV.*look like V")
+    refused(model, eeg(2) * np.float32(1e-3), "look like mV")
+    windows = eeg(3)
+    windows[2] *= 1e6
+    refused(model, windows, "window 2 of the EEG is not in µV")
+    assert model.generate(eeg(1), unit="µV").shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(model, value):
+    windows = eeg(3)
+    windows[1, 2, 7] = value
+    refused(model, windows, r"NaN or infinite values in window 1 channel 2:.*leave the window out")
+
+
+def test_values_beyond_float32(model):
+    windows = eeg(1).astype(np.float64)
+    windows[0, 0, 0] = 1e300
+    refused(model, windows, "float32")
+
+
+def test_channels_without_signal(model):
+    windows = eeg(2)
+    windows[1, 0] = 3.5
+    windows[1, 3] = 0
+    refused(model, windows, r"no signal .* in window 1 channel 0, window 1 channel 3:.*Interpolate")
+    windows[:] = 0
+    refused(model, windows, "and 2 more")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"samples": 0}, {"batch_size": 0}, {"guidance": 0.5}, {"guidance": float("nan")}]
+)
+def test_settings_out_of_range(model, setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        model.generate(eeg(1), **setting)
+
+
+def test_a_sampler_that_was_not_exported(model):
+    with pytest.raises(
+        ManifestError, match=r"no table for unipc with 8 steps.*ddim with 2 steps.*export again"
+    ):
+        model.generate(eeg(1), scheduler="unipc", steps=8)
+    with pytest.raises(ManifestError, match="ddim with 7 steps"):
+        model.generate(eeg(1), scheduler="ddim", steps=7)
+    with pytest.raises(ManifestError, match="no table for unipc"):
+        model.generate(eeg(1), scheduler="unipc")
+
+
+def test_a_picture_of_nan_is_an_error_and_not_black():
+    images = np.zeros((2, 3, 4, 4), np.float32)
+    images[1, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"picture 1 .*overflows"):
+        as_pixels(images)
+
+
+# Folders that must not be used
+
+
+@pytest.mark.parametrize(
+    "name", ["unet.onnx", "eeg_encoder.onnx", "vae_decoder.onnx", "constants.npz", "schedules/ddim-2.npz"]
+)
+def test_a_flipped_bit_is_refused_by_name(folder, name):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=rf"{name.replace('+', '.')} has SHA-256.*export again"):
+        EEGToImage.load(folder)
+
+
+def test_a_graph_of_another_export_is_refused(folder):
+    shutil.copy(folder / "vae_decoder.onnx", folder / "unet.onnx")
+    with pytest.raises(ManifestError, match=r"unet\.onnx has \d+ bytes instead of"):
+        EEGToImage.load(folder)
+
+
+def test_a_graph_with_other_inputs_than_the_manifest_says_is_refused(folder):
+    shutil.copy(folder / "vae_decoder.onnx", folder / "unet.onnx")
+    rewrite(folder)
+    with pytest.raises(
+        ProviderError, match=r"unet\.onnx has the inputs latent, its manifest says .*export again"
+    ):
+        EEGToImage.load(folder)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_a_graph_that_is_no_onnx_is_refused(folder, provider):
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    (folder / "unet.onnx").write_bytes(b"this was once a graph")
+    rewrite(folder)
+    with pytest.raises(ProviderError, match=r"cannot (load|compile) .*unet\.onnx"):
+        EEGToImage.load(folder, provider)
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / "vae_decoder.onnx").unlink()
+    with pytest.raises(ManifestError, match=r"vae_decoder\.onnx is missing"):
+        EEGToImage.load(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1"])
+def test_a_manifest_of_another_version_is_refused(folder, version):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
+    with pytest.raises(ManifestError, match=rf"schema version {version!r}, this ddscale reads version 1"):
+        EEGToImage.load(folder)
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"export/to_onnx\.py"):
+        EEGToImage.load(tmp_path)
+
+
+def test_an_encoder_alone_draws_no_pictures(folder):
+    rewrite(folder, kind="encoder", latent=None, constants=None, schedules=())
+    with pytest.raises(ManifestError, match=r"encoder alone.*runtime\.Encoder"):
+        EEGToImage.load(folder)
+    assert Encoder.load(folder).encode(eeg(1))["encoder_hidden_states"].shape == (1, 2, 3)
+
+
+def test_a_decoder_that_was_not_exported(folder):
+    with pytest.raises(ManifestError, match="no tiny_decoder: it has eeg_encoder, unet, vae_decoder"):
+        EEGToImage.load(folder, decoder="tiny")
+
+
+# Engines that are not there
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_not_the_cpu(kept):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(
+        ProviderError, match=r"no CUDAExecutionProvider \(it has .*\): install onnxruntime-gpu"
+    ):
+        EEGToImage.load(kept, "cuda")
+
+
+def test_a_provider_that_silently_becomes_the_cpu_is_an_error(kept, monkeypatch):
+    # What onnxruntime-gpu does on a machine without CUDA: lists it, is asked for it, and computes on the CPU.
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(
+        ProviderError, match=r"asked for CUDAExecutionProvider and gives CPUExecutionProvider"
+    ):
+        EEGToImage.load(kept, "cuda")
+
+
+@pytest.mark.parametrize(("provider", "package"), [("cpu", "onnxruntime"), ("openvino", "openvino")])
+def test_an_engine_that_is_not_installed(kept, monkeypatch, provider, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ProviderError, match=rf"{package} is not installed: pip install {package}"):
+        EEGToImage.load(kept, provider)
+
+
+def test_a_provider_of_another_name(kept):
+    with pytest.raises(ProviderError, match="'metal' is not known: use one of cpu, cuda, tensorrt, openvino"):
+        EEGToImage.load(kept, "metal")
