@@ -19,6 +19,7 @@ from ddscale.deploy.manifest import GraphInfo, Manifest, ManifestError, Profile,
 SCHEMA_VERSION = 1
 FILE_NAME = "engines.json"
 FOLDER = "engines"
+SYSTEM = f"{platform.system()}-{platform.machine()}".lower()
 Flavour = Literal["rtx", "datacentre"]
 # Families by the name people know; where one has several, the one that most cards of today have.
 FAMILIES = {"turing": "sm75", "ampere": "sm86", "ada": "sm89", "hopper": "sm90", "blackwell": "sm120"}
@@ -37,7 +38,7 @@ class Device:
     """Of TensorRT or TensorRT-RTX."""
     sm: str
     """Compute capability, such as sm89."""
-    system: str = f"{platform.system()}-{platform.machine()}".lower()
+    system: str = SYSTEM
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class EngineRecord:
             raise EngineError(f"no {FILE_NAME} in {folder}: {again}")
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree["schema_version"] != SCHEMA_VERSION:
+            if (version := tree["schema_version"]) != SCHEMA_VERSION:
                 raise EngineError(
-                    f"{path} is of schema version {tree['schema_version']!r}, this ddscale reads {SCHEMA_VERSION}: {again}"
+                    f"{path} is of schema version {version!r}, this ddscale reads {SCHEMA_VERSION}: {again}"
                 )
             profiles = tuple(Profile(**profile) for profile in tree.pop("profiles"))
             engines = {name: EngineInfo(**engine) for name, engine in tree.pop("engines").items()}
@@ -182,6 +183,6 @@ def check_batch(record: EngineRecord, manifest: Manifest, graph: str, batch: int
             return position
     stated = ", ".join(f"{least} to {most}" for least, _, most in ranges)
     raise EngineError(
-        f"{graph} with a batch of {batch}: the engines were built for {stated}. Give fewer at once, or add a profile to "
-        "the recipe, export and build again."
+        f"{graph} with a batch of {batch}: the engines were built for {stated}. Give fewer at once, or add a profile "
+        "to the recipe, export and build again."
     )
