@@ -7,6 +7,7 @@ against one another. C channels, T samples.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import IO
 
 import numpy as np
 
+from ddscale.ingest import trials
 from ddscale.ingest.cutting import Stretch, cut
+from ddscale.ingest.trials import PlacedTrial, ProcessedSpan
 from ddscale.signal.preprocessing import NonFinite, Preprocessing, process, split_at_nonfinite
 from ddscale.signal.quality import Meter, Quality
 from ddscale.sources.recording import OpenRecording
@@ -49,7 +52,7 @@ class Piece:
 class Processed:
     """A whole recording in the scratch file. content: hash of all its values, kept or not."""
 
-    pieces: list[Piece]
+    pieces: Sequence[Piece | PlacedTrial]
     rejected: list[RejectedStretch]
     content: str
     largest_error: float
@@ -77,19 +80,23 @@ def run(
 
     eeg_C: which of the picked channels are EEG. line_freq: the survey's, Hz.
     Stretches with NaN are left out: only when one is met is the recording searched for the others, so that the
-    many recordings without are read once less.
+    many recordings without are read once less. A recording with trials is cut into those.
     """
     try:
-        return _run(job, opened, picks, eeg_C, line_freq, scratch, opened.spans)
+        return _run(job, opened, picks, eeg_C, line_freq, scratch, opened.spans, [])
     except NonFinite:
         shortest = round(job.content.min_record_s * opened.sfreq)
+        if opened.trials:
+            shortest = min(trial.stop - trial.start for trial in opened.trials)
         finite: list[tuple[int, int]] = []
         holes: list[tuple[int, int]] = []
         for span in opened.spans:
             kept, rejected = split_at_nonfinite(opened.read, span, shortest, picks)
             finite += kept
             holes += rejected
-    done = _run(job, opened, picks, eeg_C, line_freq, scratch, finite)
+    done = _run(job, opened, picks, eeg_C, line_freq, scratch, finite, holes)
+    if opened.trials:
+        return done
     done.rejected.extend(
         RejectedStretch(
             start_s=start / opened.sfreq,
@@ -110,6 +117,7 @@ def _run(
     line_freq: float | None,
     scratch: IO[bytes],
     spans: Sequence[tuple[int, int]],
+    holes: Sequence[tuple[int, int]],
 ) -> Processed:
     content = job.content
     meter = Meter(job.quality, opened.sfreq, content.sfreq, line_freq, eeg_C)
@@ -139,12 +147,21 @@ def _run(
             samples += len(values_TC)
         meter.close_span()
         written.append(written[-1] + samples)
-    done = Processed([], [], digest.hexdigest(), quantiser.largest_error)
+    judged = meter.judge()
+    if opened.trials:
+        processed = [
+            ProcessedSpan(*span, stop - start, start, cells)
+            for span, (start, stop), cells in zip(spans, itertools.pairwise(written), judged, strict=True)
+        ]
+        kept, rejected_trials = trials.place(opened, processed, holes, content)
+        return Processed(kept, rejected_trials, digest.hexdigest(), quantiser.largest_error)
+    pieces: list[Piece] = []
+    done = Processed(pieces, [], digest.hexdigest(), quantiser.largest_error)
     shortest = max(1, round(content.min_record_s * content.sfreq))
-    for span, scratch_begin, cells in zip(spans, written, meter.judge(), strict=False):
+    for span, scratch_begin, cells in zip(spans, written, judged, strict=False):
         begin = round(span[0] / opened.sfreq * content.sfreq)
         records, rejected = cut(cells, content.record_samples, shortest)
-        done.pieces.extend(Piece(scratch_begin + r.start, r.samples, begin + r.start) for r in records)
+        pieces.extend(Piece(scratch_begin + r.start, r.samples, begin + r.start) for r in records)
         done.rejected.extend(_named(stretch, begin, content.sfreq) for stretch in rejected)
     return done
 
@@ -166,7 +183,7 @@ def _write(job: Job, scratch: IO[bytes], values_TC: np.ndarray) -> None:
 
 
 def records(
-    job: Job, scratch: IO[bytes], channels: int, pieces: Sequence[Piece]
+    job: Job, scratch: IO[bytes], channels: int, pieces: Sequence[Piece | PlacedTrial]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(start, values (T, C)) of every piece, read back one at a time."""
     dtype = np.dtype("<i2" if job.content.dtype == "int16" else "<f4")

@@ -24,6 +24,9 @@ def splitting(recipe: IngestRecipe) -> Splitting:
         test_fraction=recipe.splits.test,
         val_subjects=sorted(hashed(name, recipe.salt) for name in recipe.splits.val_subjects),
         test_subjects=sorted(hashed(name, recipe.salt) for name in recipe.splits.test_subjects),
+        val_images=recipe.splits.val_images,
+        test_images=recipe.splits.test_images,
+        images_by=recipe.splits.images_by,
     )
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
-from ddscale.ingest import chain
+from ddscale.ingest import chain, trials
 from ddscale.ingest.chain import Job, Piece
 from ddscale.ingest.cutting import TOO_SHORT, main_reason
 from ddscale.ingest.signature import signature
+from ddscale.ingest.trials import PlacedTrial
 from ddscale.signal.channels import Channel
 from ddscale.signal.preprocessing import plan
 from ddscale.signal.quality import bad_channels
 from ddscale.signal.survey import Survey, survey
 from ddscale.signal.units import implausible_unit
-from ddscale.sources.recording import OpenRecording, Recording
+from ddscale.sources.recording import STANDARDISED, OpenRecording, Recording
 from ddscale.store import layout
 from ddscale.store.identity import subject_hash
 from ddscale.store.manifest import Montage, MontageChannel
@@ -56,7 +58,11 @@ def ingest_recording(job: Job, recording: Recording) -> Outcome:
             pieces = _process(job, opened, described, scratch)
             _sign(described, recording)
             staged = stage(
-                store, job.content, described, chain.records(job, scratch, described.channels, pieces)
+                store,
+                job.content,
+                described,
+                chain.records(job, scratch, described.channels, pieces),
+                [piece.trial for piece in pieces if isinstance(piece, PlacedTrial)],
             )
     except StoreWriteError:
         raise
@@ -108,7 +114,9 @@ def _explain(recording: Recording, error: Exception) -> tuple[str, str]:
     )
 
 
-def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratch: IO[bytes]) -> list[Piece]:
+def _process(
+    job: Job, opened: OpenRecording, described: StagedRecording, scratch: IO[bytes]
+) -> Sequence[Piece | PlacedTrial]:
     """Process a recording into the scratch file, decide what of it is kept, and fill in its description.
 
     Raises Unusable when nothing is; `described` then says what was found out until then.
@@ -116,7 +124,9 @@ def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratc
     content = job.content
     described.sfreq, described.seconds_found = opened.sfreq, opened.n_samples / opened.sfreq
     longest = max((stop - start for start, stop in opened.spans), default=0) / opened.sfreq
-    if longest < content.min_record_s:
+    if opened.trials:
+        trials.check(opened, content)
+    elif longest < content.min_record_s:
         raise Unusable(
             TOO_SHORT,
             f"has {longest:.2f} s in one piece, and the shortest record is {content.min_record_s:g} s: lower "
@@ -160,7 +170,9 @@ def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratc
     ]
     done = chain.run(job, opened, [picks[i] for i in good], eeg_C[good], seen.line_freq, scratch)
     if not done.pieces:
-        raise Unusable(*main_reason(done.rejected))
+        raise Unusable(
+            *main_reason([stretch for stretch in done.rejected if stretch.reason != trials.NO_TRIAL])
+        )
     described.rejected += done.rejected
     described.content = done.content
     described.largest_quantisation_error_uV = done.largest_error
@@ -169,6 +181,8 @@ def _process(job: Job, opened: OpenRecording, described: StagedRecording, scratc
 
 def _check_unit(opened: OpenRecording, seen: Survey) -> list[str]:
     """Notes on the unit. Raises Unusable when the numbers cannot be in it, unless a recipe says that they are."""
+    if opened.unit == STANDARDISED:
+        return []
     rms_C = seen.rms_C[seen.eeg_C]
     # A constant comes out of a file's scaling with rounding errors; it is flat in any unit.
     doubt = implausible_unit(np.where(rms_C < _ROUNDING_UV, 0.0, rms_C), opened.unit)

@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from ddscale.recipes import Settings
 from ddscale.signal.preprocessing import Preprocessing
 from ddscale.signal.quality import Quality
-from ddscale.sources import SourceSettings
+from ddscale.sources import SourceSettings, unit_of
 from ddscale.store.identity import PUBLIC_SALT, salt_check
 from ddscale.store.layout import Backend
-from ddscale.store.manifest import StoreFormat
+from ddscale.store.manifest import MICROVOLT, StoreFormat
 from ddscale.store.quantisation import Dtype
 
 ChannelKind = Literal["eeg", "eog", "emg", "ecg", "ref", "misc"]
@@ -49,7 +49,8 @@ class Storage(Settings):
 
 
 class Splits(Settings):
-    """Who is held out. A subject is in one split with all recordings, and stays there as the store grows."""
+    """Who and what is held out. A subject is in one split with all recordings, and stays there as the store grows;
+    recordings of EEG to pictures are divided by picture."""
 
     val: float = Field(0.0, ge=0, lt=1)
     """Fraction of subjects for validation, by a hash of dataset and subject: about that many, not exactly."""
@@ -59,6 +60,14 @@ class Splits(Settings):
     """Subjects for validation whatever their hash, as `dataset/subject`."""
     test_subjects: list[str] = []
     """Subjects for the final test whatever their hash, as `dataset/subject`."""
+    val_images: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the pictures that EEG was recorded to for validation, by a hash of their names. Of pictures whose
+    publishers hold out a test set only, this is taken from those they train on."""
+    test_images: float = Field(0.0, ge=0, lt=1)
+    """Fraction of those pictures for the final test, where their publishers hold out none."""
+    images_by: Literal["image", "image_and_subject"] = "image"
+    """Where a trial with a picture goes: where its picture goes, whoever saw it; or only where its subject belongs as
+    well, so that both are new in validation and test. Trials whose two sides disagree are then left out."""
 
     @field_validator("val_subjects", "test_subjects")
     @classmethod
@@ -69,6 +78,10 @@ class Splits(Settings):
     def _disjoint(self) -> Splits:
         if self.val + self.test >= 1:
             raise ValueError(f"val ({self.val:g}) and test ({self.test:g}) leave nobody to train on")
+        if self.val_images + self.test_images >= 1:
+            raise ValueError(
+                f"val_images ({self.val_images:g}) and test_images ({self.test_images:g}) leave none to train on"
+            )
         both = sorted(set(self.val_subjects) & set(self.test_subjects))
         if both:
             raise ValueError(f"in val_subjects and in test_subjects: {', '.join(both)}. Choose one")
@@ -140,6 +153,21 @@ class IngestRecipe(Settings):
             raise ValueError("`scheduler:` brings its own workers: leave out `workers:`")
         return self
 
+    @model_validator(mode="after")
+    def _units_fit(self) -> IngestRecipe:
+        units = {source.dataset: unit_of(source) for source in self.sources}
+        if len(set(units.values())) > 1:
+            said = ", ".join(f"{name} in {unit}" for name, unit in units.items())
+            raise ValueError(
+                f"sources of several units ({said}) cannot share a store: make one for each unit"
+            )
+        if set(units.values()) != {MICROVOLT} and self.storage.dtype != "float32":
+            raise ValueError(
+                f"dataset {', '.join(units)} is not in µV, and a step of {self.storage.step_uV:g} would cut its "
+                "numbers off: set storage.dtype: float32"
+            )
+        return self
+
     def store_format(self) -> StoreFormat:
         """What every record of this recipe's store has in common."""
         return StoreFormat(
@@ -155,4 +183,5 @@ class IngestRecipe(Settings):
             filters=self.preprocessing.model_dump(mode="json"),
             quality=self.quality.model_dump(mode="json"),
             salt_check=salt_check(self.salt),
+            unit=unit_of(self.sources[0]),
         )

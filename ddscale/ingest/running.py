@@ -20,8 +20,9 @@ from ddscale.ingest.recipe import IngestRecipe
 from ddscale.ingest.summary import Summary, summarise, write_summary
 from ddscale.ingest.work import State, Step, read_state, steps
 from ddscale.sources import list_recordings
-from ddscale.sources.recording import Recording
-from ddscale.store import layout, tables
+from ddscale.sources.recording import Picture, Recording
+from ddscale.store import images, layout, tables
+from ddscale.store.images import ImageFile
 from ddscale.store.manifest import StoreFormat, read_manifest
 from ddscale.store.publishing import UNLISTED, DatasetTerms, Terms, publish
 from ddscale.store.withdrawing import withdraw
@@ -41,12 +42,16 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
     all or nothing is usable, OSError when the store cannot be written.
     """
     recordings: list[Recording] = []
+    pictures: list[ImageFile] = []
+    notes: list[str] = []
     terms = Terms(
         recipe.salt, names.splitting(recipe), names.blocklist(recipe), writer=f"ddscale {__version__}"
     )
     for source in recipe.sources:
         listing = list_recordings(source)
         recordings += listing.recordings
+        pictures += [_image_file(source.dataset, picture) for picture in listing.pictures]
+        notes += [f"dataset {source.dataset}: {note}" for note in listing.notes]
         terms.datasets[source.dataset] = DatasetTerms(source.licence, source.url, listing.rejected)
     store = layout.local_folder(recipe.out)
     content = recipe.store_format()
@@ -58,22 +63,35 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         subjects = {known.subject for known in state.published.values()}
         names.check_held_out(recipe, recordings, subjects)
         in_store = {"/".join(name) for name in state.published}
-        notes = names.unknown_blocked(recipe, recordings, subjects, in_store)
+        notes += names.unknown_blocked(recipe, recordings, subjects, in_store)
         if withdraw(store, content, terms.blocklist):
             state = read_state(store)
         everybody = {f"{recording.dataset}/{recording.subject}" for recording in recordings}
         hashes = {name: names.hashed(name, recipe.salt) for name in everybody}
         todo = steps(store, recordings, state, terms.blocklist, hashes)
-        problems: list[str] = []
+        problems = _changed_pictures(store, pictures)
         new: Counter[str] = Counter()
-        if todo or state.staged or state.sealed_shards or not _same_terms(store, terms):
-            layout.write_bytes(store / layout.STAGING / FORMAT_NOTE, content.model_dump_json().encode())
+        format_note = store / layout.STAGING / FORMAT_NOTE
+        fresh = images.missing(store, pictures)
+        if fresh:
+            layout.write_bytes(format_note, content.model_dump_json().encode())
+        # Before the recordings: a damaged picture stops the ingest now, and not after hours.
+        images.add(store, content.shard_mb * 1e6, fresh)
+        if (
+            fresh
+            or todo
+            or images.pending(store)
+            or state.staged
+            or state.sealed_shards
+            or not _same_terms(store, terms)
+        ):
+            layout.write_bytes(format_note, content.model_dump_json().encode())
             job = Job(os.fspath(store), content, recipe.preprocessing, recipe.quality, recipe.salt)
             work = sum(step in (Step.PROCESS, Step.COMPARE) for _, step in todo)
             assembly = Assembly(job, todo, state)
             with open_pool(recipe.workers, recipe.scheduler, work) as pool:
                 assembly.run(pool, on_progress)
-            problems, new = assembly.changed, assembly.new
+            problems, new = [*problems, *assembly.changed], assembly.new
             if not new and not any(entry.status == "kept" for entry in state.published.values()):
                 _give_up(store, state, [staged.detail or "" for staged in assembly.staged()])
             publish(store, content, assembly.staged(), terms)
@@ -166,9 +184,41 @@ def _same_terms(store: Path, terms: Terms) -> bool:
     )
 
 
+def _image_file(dataset: str, picture: Picture) -> ImageFile:
+    return ImageFile(
+        dataset=dataset,
+        image=picture.image,
+        suffix=picture.suffix,
+        path=picture.path,
+        read=picture.read,
+        label=picture.label,
+        caption=picture.caption,
+        stated=picture.split,
+    )
+
+
+def _changed_pictures(store: Path, pictures: list[ImageFile]) -> list[str]:
+    """Sentences about files of another length than the pictures stored under their names."""
+    known = {
+        (row["dataset"], row["image"]): row["length"]
+        for row in images.present(store).select(["dataset", "image", "length"]).to_pylist()
+    }
+    changed = []
+    for picture in pictures:
+        length = known.get((picture.dataset, picture.image))
+        place = Path(picture.path)
+        if length is not None and place.is_file() and place.stat().st_size != length:
+            changed.append(
+                f"{picture.path} has changed since it was stored as {picture.dataset}/{picture.image}. The store keeps "
+                "what it has: ingest into a new folder to take the new file."
+            )
+    return changed
+
+
 def _give_up(store: Path, state: State, quarantined: list[str]) -> None:
     """Raises ValueError: there is not a single record. Leaves no half-made store behind."""
     if not state.published:
+        images.remove_unpublished(store)
         shutil.rmtree(store / layout.STAGING, ignore_errors=True)
     shown = "\n".join(f"  - {line}" for line in quarantined[:20])
     more = f"\n  - and {len(quarantined) - 20} more" if len(quarantined) > 20 else ""

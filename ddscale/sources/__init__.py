@@ -1,4 +1,5 @@
-"""Where recordings come from: folders of EEG files, arrays, BIDS and MOABB datasets, and simulated recordings.
+"""Where recordings come from: folders of EEG files, arrays, BIDS and MOABB datasets, EEG recorded to pictures, and
+simulated recordings.
 
     source = FilesSource(kind="files", dataset="clinic", folder="/data/clinic", subject=r"(patient\\d+)/")
     listing = list_recordings(source)
@@ -16,27 +17,46 @@ from pydantic import Field
 
 from ddscale.sources.arrays import ArraysSource, list_arrays
 from ddscale.sources.bids import BidsSource, list_bids
+from ddscale.sources.events import EventsSource, list_events
 from ddscale.sources.files import FilesSource, list_files
 from ddscale.sources.moabb import MoabbSource, list_moabb
-from ddscale.sources.recording import Listing, OpenRecording, Recording
+from ddscale.sources.recording import Listing, OpenRecording, Picture, Recording, Trial
 from ddscale.sources.simulated import SimulatedSource, list_simulated
+from ddscale.sources.simulated_evoked import SimulatedEvokedSource, list_simulated_evoked
 
 SourceSettings = Annotated[
-    FilesSource | ArraysSource | BidsSource | MoabbSource | SimulatedSource, Field(discriminator="kind")
+    FilesSource
+    | ArraysSource
+    | BidsSource
+    | MoabbSource
+    | EventsSource
+    | SimulatedSource
+    | SimulatedEvokedSource,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
     "ArraysSource",
     "BidsSource",
+    "EventsSource",
     "FilesSource",
     "Listing",
     "MoabbSource",
     "OpenRecording",
+    "Picture",
     "Recording",
+    "SimulatedEvokedSource",
     "SimulatedSource",
     "SourceSettings",
+    "Trial",
     "list_recordings",
+    "unit_of",
 ]
+
+
+def unit_of(source: SourceSettings) -> str:
+    """The unit in which a source's recordings are read: "uV", or "standardised" where nobody can know any more."""
+    return source.values_unit
 
 
 def list_recordings(source: SourceSettings) -> Listing:
@@ -55,3 +75,7 @@ def list_recordings(source: SourceSettings) -> Listing:
             return list_moabb(source)
         case SimulatedSource():
             return list_simulated(source)
+        case EventsSource():
+            return list_events(source)
+        case SimulatedEvokedSource():
+            return list_simulated_evoked(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -15,6 +15,8 @@ ChannelKind = Literal["eeg", "eog", "emg", "ecg", "stim", "ref", "misc"]
 
 class Provenance(Settings):
     """A dataset's name and the statements that the store's manifest keeps about it."""
+
+    values_unit: ClassVar[str] = "uV"
 
     dataset: str
     """Name of the dataset in the store, in mixture weights and in reports: lower-case letters, digits and `-`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,6 +15,48 @@ import numpy as np
 from ddscale.signal.channels import Channel
 
 UnitSource = Literal["recipe", "file", "assumed"]
+
+STANDARDISED = "standardised"
+"""Unit of numbers whose publishers divided them by a spread: no µV can be had from them any more."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Something presented to a person, and the samples [start, stop) recorded from then on.
+
+    start, stop: at the recording's rate. image: name of the picture, as in the source's `Listing.pictures`.
+    label: class. caption: what the picture shows, in words. repetition: how often the same picture (without one: the
+    same label) was presented before in this recording.
+    """
+
+    start: int
+    stop: int
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    repetition: int = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that trials name; its file is there when it is listed.
+
+    image: unique within the dataset, only letters, digits, `_` and `-`. path: what messages show.
+    suffix: png, jpg or jpeg. split: where its publishers put it, or None where they say nothing.
+    reader: what gives its bytes, on this machine or pickled to another; by default the file at `path`.
+    """
+
+    image: str
+    path: str
+    suffix: str
+    label: str | None = None
+    caption: str | None = None
+    split: Literal["train", "val", "test"] | None = None
+    reader: Callable[[], bytes] | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """The file as it is. Raises FileNotFoundError naming it when it is gone."""
+        return self.reader() if self.reader is not None else Path(self.path).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -43,10 +86,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Listing:
-    """The recordings of a source, sorted by id, and what was found but cannot be one: (name, reason)."""
+    """The recordings of a source, sorted by id, and what was found but cannot be one: (name, reason).
+
+    pictures: those that the recordings' trials name, sorted by image. notes: what a person should know of the listing.
+    """
 
     recordings: list[Recording]
     rejected: list[tuple[str, str]]
+    pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class OpenRecording:
@@ -59,6 +107,7 @@ class OpenRecording:
         was "assumed". Headers are wrong at times (amplifier software writes "uV" beside mV): only what the recipe
         states is beyond checking against what EEG can be.
     spans: sorted [start, stop) sample ranges, continuous within and interrupted between.
+    trials: what was presented when, by ascending start; empty: nothing that matters here.
     meta: JSON-able notes on device, filters and what was left out; no names of persons, no dates.
     """
 
@@ -74,6 +123,7 @@ class OpenRecording:
         unit_source: UnitSource,
         reference: str | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
+        trials: Sequence[Trial] = (),
         meta: dict[str, Any] | None = None,
         close: Callable[[], None] | None = None,
     ) -> None:
@@ -95,6 +145,7 @@ class OpenRecording:
         self.unit_source: UnitSource = unit_source
         self.reference = reference
         self.spans = [(0, self.n_samples)] if spans is None else list(spans)
+        self.trials = sorted(trials, key=lambda trial: (trial.start, trial.stop))
         self.meta = meta or {}
         self._read = read
         self._close = close

@@ -7,16 +7,20 @@ describe("demo/store")                       # hours, subjects, channel counts, 
 """
 
 from ddscale.store.describing import describe
+from ddscale.store.images import ImageFile
 from ddscale.store.manifest import Manifest, Montage
 from ddscale.store.reading import Store, open_store
+from ddscale.store.staging import StagedTrial
 from ddscale.store.verifying import Report, verify
 from ddscale.store.writing import ArrayRecording, write_store
 
 __all__ = [
     "ArrayRecording",
+    "ImageFile",
     "Manifest",
     "Montage",
     "Report",
+    "StagedTrial",
     "Store",
     "describe",
     "open_store",

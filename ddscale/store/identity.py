@@ -8,6 +8,11 @@ from typing import Literal
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+NO_SPLIT = "none"
+"""Of trials whose picture and subject fall into different splits: nobody may see them."""
+CODES: dict[str, int] = {**{name: code for code, name in enumerate(SPLITS)}, NO_SPLIT: 3}
+"""Splits as numbers."""
+
 PUBLIC_SALT = "ddscale"
 """The salt of a recipe that states none: names are hidden from view, but can be found again by guessing them."""
 
@@ -28,6 +33,11 @@ def split_of(hashed_subject: str, salt: str, val_fraction: float, test_fraction:
     if place < test_fraction:
         return "test"
     return "val" if place < test_fraction + val_fraction else "train"
+
+
+def image_split_of(dataset: str, image: str, salt: str, val_fraction: float, test_fraction: float) -> Split:
+    """The split of a picture whose publishers state none: depends on its name and the salt alone."""
+    return split_of(f"{dataset}\0{image}", f"{salt}\0pictures", val_fraction, test_fraction)
 
 
 def _digest(text: str, salt: str) -> str:

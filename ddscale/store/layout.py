@@ -6,6 +6,8 @@
       rejected.parquet      every stretch that was left out, and why
       recordings.parquet    one row per recording: what became of it
       sources.parquet       size and time of each source file, to notice when one changes
+  images.parquet        one row per picture that EEG was recorded to; only where there are any
+  images/<dataset>-000000.tar  those pictures as they came, WebDataset shards, for either backend
       <dataset>-000000.tar  tar backend: WebDataset shards
       <dataset>/<group>/    zarr backend: arrays `signal`, `length`, `key`, ... and zarr.json at every level
       .staging/             work under way; gone once everything is published
@@ -25,12 +27,16 @@ from typing import Literal
 
 FORMAT: Literal["ddscale-store"] = "ddscale-store"
 FORMAT_VERSION = 1
+PAIRED_VERSION = 2
+"""Format of a store with trials or pictures: programs that know only 1 would lose them without a word."""
 
 MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
 REJECTED = "rejected.parquet"
 RECORDINGS = "recordings.parquet"
 SOURCES = "sources.parquet"
+IMAGES = "images.parquet"
+IMAGE_FOLDER = "images"
 SUMMARY = "ingest_summary.json"
 STAGING = ".staging"
 TEMPORARY = ".tmp"
@@ -57,6 +63,11 @@ def record_key(dataset: str, recording: str, index: int) -> str:
 def tar_shard(dataset: str, number: int) -> str:
     """Path of a tar shard, relative to the store."""
     return f"{dataset}-{number:06d}.tar"
+
+
+def image_shard(dataset: str, number: int) -> str:
+    """Path of a shard of pictures, relative to the store."""
+    return f"{IMAGE_FOLDER}/{tar_shard(dataset, number)}"
 
 
 def zarr_shard(dataset: str, group: str, number: int) -> str:

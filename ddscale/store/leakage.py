@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ddscale.store import layout, tables
+from ddscale.store import layout, splitting, tables
+from ddscale.store.identity import NO_SPLIT
 from ddscale.store.manifest import Blocklist, Manifest
 
 
@@ -18,13 +20,39 @@ def problems(
 
     same_values: whether two rows of `records` hold the same values, asked where their checksums are equal.
     """
-    yield from _subjects_in_two_splits(records)
+    yield from _subjects_in_two_splits(_divided_by_subject(manifest, records))
     yield from _same_recording_twice(recordings)
     yield from _same_record_twice(records, same_values)
     blocked = blocked_rows(records, manifest.blocklist)
     if blocked.any():
         names = sorted(set(records.filter(pa.array(blocked))["recording"].to_pylist()))
         yield f"{layout.RECORDS}: recordings on the blocklist are still there: {', '.join(names[:10])}."
+
+
+def image_problems(manifest: Manifest, records: pa.Table, images: pa.Table) -> Iterator[str]:
+    """A picture in two splits, under whatever name; a trial in another split than its picture, or without it."""
+    splits: dict[str, dict[str, str]] = {}
+    for row in images.select(["dataset", "image", "split", "sha256"]).to_pylist():
+        splits.setdefault(row["sha256"], {}).setdefault(row["split"], f"{row['dataset']}/{row['image']}")
+    for found in splits.values():
+        if len(found) > 1:
+            where = " and ".join(f"in {split} as {name}" for split, name in sorted(found.items()))
+            yield f"the same picture is {where}: what is generated from held-out EEG has been learnt from."
+    rows_R, missing = splitting.find_image_rows(records, images)
+    for name in missing:
+        yield f"{layout.IMAGES}: picture {name} is missing, and records have it."
+    shown = records.filter(pa.array(rows_R >= 0))
+    of_image = images["split"].take(pa.array(rows_R[rows_R >= 0])).to_pylist()
+    for row, split in zip(shown.select(["key", "image", "split"]).to_pylist(), of_image, strict=True):
+        if row["split"] not in (split, NO_SPLIT):
+            yield f"record {row['key']} is in {row['split']}, and its picture {row['image']} in {split}."
+
+
+def _divided_by_subject(manifest: Manifest, records: pa.Table) -> pa.Table:
+    """Records whose subject decides their split, or helps to."""
+    if manifest.splitting.images_by == "image_and_subject":
+        return records.filter(pc.not_equal(records["split"].cast(pa.string()), NO_SPLIT))
+    return records.filter(pc.is_null(records["image"]))
 
 
 def blocked_rows(records: pa.Table, blocklist: Blocklist) -> np.ndarray:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ddscale.store import layout
-from ddscale.store.layout import FORMAT, FORMAT_VERSION, Backend
+from ddscale.store.layout import FORMAT, FORMAT_VERSION, PAIRED_VERSION, Backend
 from ddscale.store.quantisation import Dtype
+
+MICROVOLT = "uV"
 
 
 class _Part(BaseModel):
@@ -73,6 +75,8 @@ class StoreFormat(_Part):
     """Settings of the quality control."""
     salt_check: str
     """Tells whether a salt is the one that subjects were hashed with."""
+    unit: str = MICROVOLT
+    """What a value of 1 after multiplication by the step is; `standardised` where publishers divided by a spread."""
 
     @property
     def record_samples(self) -> int:
@@ -91,13 +95,29 @@ class StoreFormat(_Part):
     @property
     def preprocessing_hash(self) -> str:
         """16 hex digits; equal exactly when records of two ingests may lie in one store."""
-        text = json.dumps([FORMAT_VERSION, StoreFormat.model_dump(self)], sort_keys=True)
+        text = json.dumps([FORMAT_VERSION, _stated(StoreFormat.model_dump(self))], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class TableFile(_Part):
     rows: int
     sha256: str
+
+
+class TrialCounts(_Part):
+    """What a dataset of trials holds."""
+
+    trials: int
+    trials_by_split: dict[str, int]
+    labels: int
+    """Different labels among the trials."""
+    images: int
+    """Pictures in the store, shown in a trial that was kept or not."""
+    images_by_split: dict[str, int]
+    images_shown: int
+    """Pictures with at least one trial."""
+    most_repetitions: int
+    """Most trials of one picture and subject."""
 
 
 class DatasetEntry(_Part):
@@ -123,6 +143,8 @@ class DatasetEntry(_Part):
     clipped: int
     """Values at the limit of the integer range."""
     largest_quantisation_error_uV: float
+    trials: TrialCounts | None = None
+    """None for a dataset of continuous recordings."""
 
 
 class Totals(_Part):
@@ -133,12 +155,16 @@ class Totals(_Part):
 
 
 class Splitting(_Part):
-    """How subjects were divided; names are hashed."""
+    """How subjects, and pictures that EEG was recorded to, were divided; names are hashed."""
 
     val_fraction: float
     test_fraction: float
     val_subjects: list[str] = []
     test_subjects: list[str] = []
+    val_images: float = 0.0
+    test_images: float = 0.0
+    images_by: Literal["image", "image_and_subject"] = "image"
+    """Whether a trial goes where its picture goes, or is kept only where its subject belongs there too."""
 
 
 class Blocklist(_Part):
@@ -166,7 +192,23 @@ class Manifest(_Part):
     """The Parquet files beside this one."""
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(_stated(self.model_dump(mode="json")), indent=1, ensure_ascii=False) + "\n"
+
+
+# What stores of continuous recordings in µV need not say; without it they are what they were before there was it.
+_UNSAID = {
+    "unit": MICROVOLT,
+    "trials": None,
+    "val_images": 0.0,
+    "test_images": 0.0,
+    "images_by": "image",
+}
+
+
+def _stated(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _stated(value) for key, value in tree.items() if key not in _UNSAID or value != _UNSAID[key]}
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -193,15 +235,16 @@ def read_manifest(store: Path) -> Manifest:
         raise ValueError(
             f"{path} is not the manifest of a ddscale store. Point at a folder ddscale ingest built."
         )
-    if tree.get("version") != FORMAT_VERSION:
+    if tree.get("version") not in (FORMAT_VERSION, PAIRED_VERSION):
         raise ValueError(
-            f"{store} has store format {tree.get('version')}, this version of ddscale reads {FORMAT_VERSION}. "
+            f"{store} has store format {tree.get('version')}, this version of ddscale reads {FORMAT_VERSION} and "
+            f"{PAIRED_VERSION}. "
             "Ingest again into a new folder, or use the ddscale that built it."
         )
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ValueError(
-            f"{path} is not a manifest of format {FORMAT_VERSION}: {error.errors()[0]['msg']} at "
+            f"{path} is not a manifest of format {tree['version']}: {error.errors()[0]['msg']} at "
             f"{'.'.join(str(part) for part in error.errors()[0]['loc'])}. Ingest again into a new folder."
         ) from error

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ddscale.store import layout, sealing, tables, zarr_groups
+from ddscale.store import images as image_shards
+from ddscale.store import layout, sealing, splitting, tables, zarr_groups
 from ddscale.store.describing import dataset_entry, totals
-from ddscale.store.identity import SPLITS, Split, split_of
 from ddscale.store.leakage import blocked_rows
 from ddscale.store.manifest import Blocklist, Manifest, Montage, Splitting, StoreFormat, read_manifest
 from ddscale.store.staging import RejectedStretch, StagedRecording
@@ -61,7 +61,13 @@ def publish(store: Path, content: StoreFormat, staged: Iterable[StagedRecording]
     sources = _merged(store, old, layout.SOURCES, tables.SOURCES, fresh)
     rejected = _merged(store, old, layout.REJECTED, tables.REJECTED, fresh)
     rejected = _with_unlisted(rejected, terms.datasets)
+    images = image_shards.present(store)
+    image_codes_N = splitting.image_codes(images, terms.splitting, terms.salt)
+    images = _with_splits(images, image_codes_N, tables.IMAGES)
     records = _records(store, old, terms)
+    record_codes_R = splitting.record_codes(records, images, image_codes_N, terms.splitting, terms.salt)
+    records = _with_splits(records, record_codes_R, tables.RECORDS)
+    rejected = _with_mixed(rejected, splitting.left_out(records, content.sfreq))
     if content.backend == "zarr":
         zarr_groups.write(store, content, records, montages)
     tables.write(store / layout.SOURCES, sources, tables.SOURCES)
@@ -70,13 +76,17 @@ def publish(store: Path, content: StoreFormat, staged: Iterable[StagedRecording]
         layout.RECORDINGS: tables.write(store / layout.RECORDINGS, recordings, tables.RECORDINGS),
         layout.RECORDS: tables.write(store / layout.RECORDS, records, tables.RECORDS),
     }
+    if len(images):
+        written[layout.IMAGES] = tables.write(store / layout.IMAGES, images, tables.IMAGES)
     stated = {name: (entry.licence, entry.url) for name, entry in (old.datasets if old else {}).items()}
     stated |= {name: (entry.licence, entry.url) for name, entry in terms.datasets.items()}
     entries = {
-        name: dataset_entry(name, licence, url, records, recordings, rejected, content.sfreq)
+        name: dataset_entry(name, licence, url, records, recordings, rejected, content.sfreq, images)
         for name, (licence, url) in sorted(stated.items())
     }
+    paired = len(images) or tables.has_trials(store / layout.RECORDS)
     manifest = Manifest(
+        version=layout.PAIRED_VERSION if paired else layout.FORMAT_VERSION,
         writer=terms.writer,
         preprocessing_hash=content.preprocessing_hash,
         content=content,
@@ -177,7 +187,7 @@ def _with_unlisted(rejected: pa.Table, datasets: dict[str, DatasetTerms]) -> pa.
 
 
 def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
-    """The index: what was published and what is sealed, without what is blocked, sorted by place, splits decided."""
+    """The index: what was published and what is sealed, without what is blocked, sorted by place."""
     sealed = sealing.sealed_rows(store)
     parts = []
     known: set[str] = set()
@@ -189,7 +199,8 @@ def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
     for rows in sealed:
         # A crash between publishing and tidying up leaves rows that are published already.
         if len(rows) and rows["shard"][0].as_py() not in known:
-            parts.append(rows.replace_schema_metadata(None).cast(tables.RECORDS))
+            rows = tables.widened(rows.replace_schema_metadata(None), tables.RECORDS)
+            parts.append(rows.cast(tables.RECORDS))
     if not parts:
         return tables.table(tables.RECORDS, [])
     merged = pa.concat_tables(parts).unify_dictionaries()
@@ -197,24 +208,21 @@ def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
     shard_codes, shards = tables.coded(merged["shard"])
     rank = np.empty(max(len(shards), 1), np.int64)
     rank[sorted(range(len(shards)), key=lambda code: _shard_place(shards[code]))] = np.arange(len(shards))
-    merged = merged.take(np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
-    position = merged.schema.get_field_index("split")
-    return merged.set_column(position, tables.RECORDS.field("split"), _splits(merged, terms))
+    return merged.take(np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
 
 
 def _shard_place(shard: str) -> tuple[str, int]:
     return sealing.family_of(shard), layout.shard_number(shard)
 
 
-def _splits(records: pa.Table, terms: Terms) -> pa.Array:
-    subject, subjects = tables.coded(records["subject"])
-    chosen = np.zeros(max(len(subjects), 1), np.int32)
-    for code, name in enumerate(subjects):
-        if name in terms.splitting.val_subjects:
-            split: Split = "val"
-        elif name in terms.splitting.test_subjects:
-            split = "test"
-        else:
-            split = split_of(name, terms.salt, terms.splitting.val_fraction, terms.splitting.test_fraction)
-        chosen[code] = SPLITS.index(split)
-    return pa.DictionaryArray.from_arrays(chosen[subject], pa.array(SPLITS, pa.string()))
+def _with_splits(rows: pa.Table, codes: np.ndarray, schema: pa.Schema) -> pa.Table:
+    position = rows.schema.get_field_index("split")
+    return rows.set_column(position, schema.field("split"), splitting.column(codes))
+
+
+def _with_mixed(rejected: pa.Table, mixed: list[dict[str, object]]) -> pa.Table:
+    """The table with the trials that no split may have now in the place of those that none might have before."""
+    stale = pc.equal(rejected["reason"].cast(pa.string()), splitting.SPLIT_REASON)
+    if not mixed and not pc.any(stale).as_py():
+        return rejected
+    return pa.concat_tables([rejected.filter(pc.invert(stale)), tables.table(tables.REJECTED, mixed)])

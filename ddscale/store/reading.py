@@ -6,6 +6,8 @@ when first asked for, as compact arrays: 60 million records cost some 25 bytes e
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import threading
 from collections.abc import Iterable
@@ -15,8 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ddscale.store import layout, tables, zarr_shards
-from ddscale.store.identity import PUBLIC_SALT, SPLITS, salt_check, subject_hash
+from ddscale.store import images as image_shards
+from ddscale.store import layout, splitting, tables, zarr_shards
+from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check, subject_hash
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
 from ddscale.store.shard_files import ShardFiles
 
@@ -46,29 +49,32 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     folder = layout.local_folder(path)
     manifest = read_manifest(folder)
-    index = folder / layout.RECORDS
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{folder} has lost its index {layout.RECORDS}. Copy the store again, or ingest anew."
-        )
-    if tables.sha256_of(index) != manifest.tables[layout.RECORDS].sha256:
+    _check_index(folder, manifest, layout.RECORDS)
+    if layout.IMAGES in manifest.tables:
+        _check_index(folder, manifest, layout.IMAGES)
+    return Store(folder, manifest)
+
+
+def _check_index(folder: Path, manifest: Manifest, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder} has lost its index {name}. Copy the store again, or ingest anew.")
+    if tables.sha256_of(folder / name) != manifest.tables[name].sha256:
         if (folder / layout.STAGING).is_dir():
             raise ValueError(
-                f"{folder} was left half-published: {layout.RECORDS} is newer than {layout.MANIFEST}. "
+                f"{folder} was left half-published: {name} is newer than {layout.MANIFEST}. "
                 "Run the same `ddscale ingest` again: it finishes the job."
             )
         raise ValueError(
-            f"{folder}: {layout.RECORDS} is not the index that {layout.MANIFEST} names (other SHA-256). "
+            f"{folder}: {name} is not the index that {layout.MANIFEST} names (other SHA-256). "
             "Run the same `ddscale ingest` again, or copy the store anew."
         )
-    return Store(folder, manifest)
 
 
 class Store:
     """An open store. Safe to share between threads; pickles as its path.
 
-    path, manifest. fingerprint: hex, changes whenever a record or its meaning does.
-    sfreq: Hz. step: µV per least significant bit. dtype: "int16" or "float32".
+    path, manifest. fingerprint: hex, changes whenever a record, a picture or its meaning does.
+    sfreq: Hz. step: µV per least significant bit (of `unit`, where that is not "uV"). dtype: "int16" or "float32".
     dataset_names: sorted; montages: by id.
     """
 
@@ -78,9 +84,10 @@ class Store:
         self.content: StoreFormat = manifest.content
         self.sfreq = self.content.sfreq
         self.step = self.content.step_uV
+        self.unit = self.content.unit
         self.dtype = self.content.dtype
         self.montages: dict[str, Montage] = manifest.montages
-        self.fingerprint = f"{manifest.preprocessing_hash}{manifest.tables[layout.RECORDS].sha256[:16]}"
+        self.fingerprint = f"{manifest.preprocessing_hash}{_contents(manifest)[:16]}"
         self._value_dtype = np.dtype("<i2" if self.dtype == "int16" else "<f4")
         self._columns: dict[str, np.ndarray] = {}
         self._names: dict[str, list[str]] = {}
@@ -122,7 +129,7 @@ class Store:
 
     @property
     def split(self) -> np.ndarray:
-        """(R,) uint8: 0 train, 1 val, 2 test."""
+        """(R,) uint8: 0 train, 1 val, 2 test; 3 none, of trials whose picture and subject are divided differently."""
         return self._column("split")
 
     @property
@@ -140,6 +147,37 @@ class Store:
         """Shard files, relative to the store."""
         self._column("shard")
         return self._names["shard"]
+
+    @functools.cached_property
+    def is_trial(self) -> np.ndarray:
+        """(R,) bool: records that begin with the onset of something presented."""
+        if not tables.has_trials(self.path / layout.RECORDS):
+            return np.zeros(len(self), bool)
+        return self.table(["repetition"])["repetition"].is_valid().to_numpy()
+
+    @functools.cached_property
+    def images(self) -> pa.Table | None:
+        """images.parquet, a row per picture; None in a store without."""
+        if layout.IMAGES not in self.manifest.tables:
+            return None
+        return tables.read(self.path / layout.IMAGES, tables.IMAGES)
+
+    @functools.cached_property
+    def image_row_of_record(self) -> np.ndarray:
+        """(R,) int32: row in `images` of the picture shown in each record; -1 where there was none."""
+        if self.images is None:
+            return np.full(len(self), -1, np.int32)
+        return splitting.image_rows(self.table(["dataset", "image"]), self.images)
+
+    def read_image(self, row: int) -> bytes:
+        """The file of a picture, by its row in `images`, as it came and with its checksum tested.
+
+        Raises IndexError when there is no such row, OSError naming picture and shard when it cannot be read.
+        """
+        if self.images is None or not 0 <= row < len(self.images):
+            count = 0 if self.images is None else len(self.images)
+            raise IndexError(f"{self.path} has {count} pictures, asked for number {row}.")
+        return image_shards.read(self.path, self.images.slice(row, 1).to_pylist()[0])
 
     def table(self, columns: Iterable[str] | None = None) -> pa.Table:
         """records.parquet as a table, all columns or those named."""
@@ -171,7 +209,7 @@ class Store:
             values = tables.numbers(index, name, _NUMBERS[name], len(self))
         elif name == "split":
             values, names = tables.codes(index, name, np.uint8, len(self))
-            values = np.array([SPLITS.index(split) for split in names] or [0], np.uint8)[values]
+            values = np.array([CODES[split] for split in names] or [0], np.uint8)[values]
         else:
             values, self._names[name] = tables.codes(index, name, _CODES[name], len(self))
         values.flags.writeable = False
@@ -285,6 +323,14 @@ class Store:
     def close(self) -> None:
         """Close the shard files; they open again when needed."""
         self._files.close()
+
+
+def _contents(manifest: Manifest) -> str:
+    """A hash of everything the indexes say."""
+    records = manifest.tables[layout.RECORDS].sha256
+    if layout.IMAGES not in manifest.tables:
+        return records
+    return hashlib.sha256(f"{records} {manifest.tables[layout.IMAGES].sha256}".encode()).hexdigest()
 
 
 def _read_rest(descriptor: int, out_TC: np.ndarray, offset: int, count: int) -> None:

@@ -146,6 +146,7 @@ class Packer:
             "length": values if tar else record.length,
             "crc32c": record.crc32c,
             "clipped": record.clipped,
+            **(record.trial.model_dump() if record.trial else {}),
         }
 
 
@@ -167,7 +168,7 @@ def seal(store: Path, plan: ShardPlan) -> None:
             _write_shard(store, plan)
         about = {"shard": plan.path, "replaces": plan.replaces}
         rows = tables.table(tables.RECORDS, plan.rows).replace_schema_metadata(about)
-        layout.write_bytes(_sealed_path(store, plan.sequence), _ipc_bytes(rows))
+        layout.write_bytes(_sealed_path(store, plan.sequence), ipc_bytes(rows))
     except OSError as error:
         raise write_error(store, error) from error
 
@@ -182,7 +183,8 @@ def _write_shard(store: Path, plan: ShardPlan) -> None:
             shard.write(tar_shards.END_OF_ARCHIVE)
 
 
-def _ipc_bytes(rows: pa.Table) -> bytes:
+def ipc_bytes(rows: pa.Table) -> bytes:
+    """Rows as a file that `sealed_rows` and its like read back."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)

@@ -7,7 +7,7 @@ means a complete fragment. Sealing copies their bytes into shards. C channels, T
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ddscale.store import layout, tar_shards, zarr_shards
-from ddscale.store.manifest import Montage, StoreFormat
+from ddscale.store.manifest import MICROVOLT, Montage, StoreFormat
 from ddscale.store.quantisation import count_clipped
 
 FRAGMENTS = "fragments"
@@ -25,6 +25,16 @@ FRAGMENTS = "fragments"
 class _Part(BaseModel):
     # NaN stands for what is not known, such as one electrode's position; JSON's null would not come back.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+class StagedTrial(_Part):
+    """What was presented while a record was recorded."""
+
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    repetition: int = 0
+    """How often the same had been presented before in the recording."""
 
 
 class StagedRecord(_Part):
@@ -41,6 +51,7 @@ class StagedRecord(_Part):
     """Zarr: bytes of every inner chunk, 0 where none is stored."""
     crc32c: int
     clipped: int
+    trial: StagedTrial | None = None
 
 
 class RejectedStretch(_Part):
@@ -110,10 +121,12 @@ def stage(
     content: StoreFormat,
     recording: StagedRecording,
     records: Iterable[tuple[int, np.ndarray]] = (),
+    trials: Sequence[StagedTrial] = (),
 ) -> StagedRecording:
     """Write a recording's fragment and sidecar; returns what the sidecar says.
 
     records: (start, values_TC) in ascending order, values in the store's dtype; empty for a quarantined one.
+    trials: one per record, or none at all.
     Raises StoreWriteError when the store's disk is full or cannot be written.
     """
     fragment = fragment_path(store, recording.dataset, recording.recording)
@@ -122,7 +135,8 @@ def stage(
         with layout.written_whole(fragment) as temporary, temporary.open("wb") as file:
             for index, (start, values_TC) in enumerate(records):
                 values_TC = _checked(values_TC, content, recording)
-                pieces, record = _encode(content, recording, index, start, values_TC)
+                trial = trials[index] if trials else None
+                pieces, record = _encode(content, recording, index, start, values_TC, trial)
                 record.offset = file.tell()
                 file.writelines(pieces)
                 staged.append(record)
@@ -159,7 +173,12 @@ def _checked(values_TC: np.ndarray, content: StoreFormat, recording: StagedRecor
 
 
 def _encode(
-    content: StoreFormat, recording: StagedRecording, index: int, start: int, values_TC: np.ndarray
+    content: StoreFormat,
+    recording: StagedRecording,
+    index: int,
+    start: int,
+    values_TC: np.ndarray,
+    trial: StagedTrial | None,
 ) -> tuple[list[bytes], StagedRecord]:
     record = StagedRecord(
         start=start,
@@ -168,6 +187,7 @@ def _encode(
         length=0,
         crc32c=google_crc32c.value(values_TC.reshape(-1).view(np.uint8)),
         clipped=count_clipped(values_TC),
+        trial=trial,
     )
     if content.backend == "zarr":
         chunks = zarr_shards.encode_record(values_TC, content.record_samples, content.chunk_samples)
@@ -195,7 +215,7 @@ def _note(content: StoreFormat, recording: StagedRecording, key: str, record: St
         "start": record.start,
         "samples": record.samples,
         "sfreq": content.sfreq,
-        "unit": "µV",
+        "unit": "µV" if content.unit == MICROVOLT else content.unit,
         "step_uV": content.step_uV,
         "montage": recording.montage.id,
         "channels": [channel.name for channel in channels],
@@ -204,6 +224,7 @@ def _note(content: StoreFormat, recording: StagedRecording, key: str, record: St
         "reference": recording.montage.reference,
         "crc32c": record.crc32c,
         "clipped": record.clipped,
+        **(record.trial.model_dump() if record.trial else {}),
     }
 
 

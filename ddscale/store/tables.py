@@ -42,6 +42,31 @@ RECORDS = _schema(
     length=(pa.int64(), "bytes from there"),
     crc32c=(pa.uint32(), "CRC32C of the values, uncompressed, time-major, little-endian"),
     clipped=(pa.int32(), "values at the limit of the integer range"),
+    image=(_NAME, "trials: picture that was shown, as in images.parquet; null: none"),
+    label=(_NAME, "trials: class; null: none"),
+    caption=(_NAME, "trials: what the picture shows, in words; null: none"),
+    repetition=(
+        pa.int32(),
+        "trials: how often the same was shown before in the recording; null: not a trial",
+    ),
+)
+
+TRIAL_COLUMNS = ("image", "label", "caption", "repetition")
+"""Columns that records.parquet has only when some record is a trial."""
+
+IMAGES = _schema(
+    image=(pa.string(), "name, unique within the dataset; also its key in the shard"),
+    dataset=(_NAME, "dataset"),
+    split=(_NAME, "train, val or test"),
+    stated=(_NAME, "split that its publishers put it into; null: they say nothing"),
+    label=(_NAME, "class; null: none"),
+    caption=(pa.string(), "what it shows, in words; null: none"),
+    shard=(_NAME, "file, relative to the store"),
+    offset=(pa.int64(), "byte of the shard where it begins"),
+    length=(pa.int64(), "bytes from there: the file as it came"),
+    sha256=(pa.string(), "SHA-256 of those bytes"),
+    width=(pa.int32(), "pixels"),
+    height=(pa.int32(), "pixels"),
 )
 
 REJECTED = _schema(
@@ -104,12 +129,35 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def write(path: Path, content: pa.Table, schema: pa.Schema) -> TableFile:
     """Write a table as one Parquet file, whole or not at all; the same rows give the same bytes."""
+    absent = _unused_trial_columns(content)
+    schema = pa.schema([field for field in schema if field.name not in absent])
+    content = content.drop_columns(absent)
     names = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     with layout.written_whole(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=names) as writer:
             writer.write_table(_compact(content), row_group_size=ROWS_PER_GROUP)
         digest = sha256_of(temporary)
     return TableFile(rows=content.num_rows, sha256=digest)
+
+
+def _unused_trial_columns(content: pa.Table) -> list[str]:
+    """What a store without trials does not need: its index stays what it was before there were any."""
+    if "repetition" not in content.column_names or content["repetition"].null_count < len(content):
+        return []
+    return list(TRIAL_COLUMNS)
+
+
+def widened(content: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with trial columns of nulls where it has none, columns in the order of `schema`."""
+    for field in schema:
+        if field.name in TRIAL_COLUMNS and field.name not in content.column_names:
+            content = content.append_column(field, pa.nulls(len(content), field.type))
+    return content.select(schema.names)
+
+
+def has_trials(path: Path) -> bool:
+    """Whether an index has the columns of trials."""
+    return "repetition" in pq.read_schema(path).names
 
 
 def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -119,16 +167,28 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
     """
     names = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     try:
-        found = pq.read_table(path, columns=columns, read_dictionary=names, partitioning=None)
+        there = set(pq.read_schema(path).names)
+        asked = (
+            None if columns is None else [name for name in columns if name in there | _not_optional(schema)]
+        )
+        found = pq.read_table(path, columns=asked, read_dictionary=names, partitioning=None)
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(
             f"{path} cannot be read as a table ({error}). Run `ddscale ingest` again."
         ) from error
     wanted = pa.schema([field for field in schema if columns is None or field.name in columns])
-    missing = set(wanted.names) - set(found.column_names)
+    missing = set(wanted.names) - set(found.column_names) - set(_optional(schema))
     if missing:
         raise ValueError(f"{path} lacks the columns {sorted(missing)}. Ingest again into a new folder.")
-    return found.select(wanted.names).cast(wanted)
+    return widened(found, wanted).cast(wanted)
+
+
+def _optional(schema: pa.Schema) -> list[str]:
+    return [name for name in TRIAL_COLUMNS if schema is RECORDS]
+
+
+def _not_optional(schema: pa.Schema) -> set[str]:
+    return set(schema.names) - set(_optional(schema))
 
 
 def cell(path: Path, column: str, row: int) -> Any:
@@ -183,7 +243,7 @@ def numbers(path: Path, column: str, dtype: np.dtype | type, count: int) -> np.n
 
 
 def codes(path: Path, column: str, dtype: np.dtype | type, count: int) -> tuple[np.ndarray, list[str]]:
-    """One column of names as (codes, names): `names[codes[row]]`; names are sorted."""
+    """One column of names as (codes, names): `names[codes[row]]`; names are sorted. A missing name has the code -1."""
     values = np.empty(count, np.int64 if np.dtype(dtype).itemsize > 4 else np.int32)
     known: dict[str, int] = {}
     position = 0
@@ -191,14 +251,15 @@ def codes(path: Path, column: str, dtype: np.dtype | type, count: int) -> tuple[
         for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, columns=[column]):
             array = batch.column(0)
             local = [known.setdefault(name, len(known)) for name in array.dictionary.to_pylist()]
-            mapped = np.asarray(local, values.dtype)[array.indices.to_numpy(zero_copy_only=False)]
+            indices = array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            mapped = np.asarray([*local, -1], values.dtype)[indices]
             values[position : position + batch.num_rows] = mapped
             position += batch.num_rows
     names = sorted(known)
-    final = np.empty(max(len(known), 1), dtype)
+    final = np.full(len(known) + 1, -1, np.int64)
     for place, name in enumerate(names):
         final[known[name]] = place
-    return final[values], names
+    return final.astype(dtype)[values], names
 
 
 def sha256_of(path: Path) -> str:

@@ -42,6 +42,13 @@ def record_bytes(key: str, values_TC: np.ndarray, note: dict[str, Any]) -> tuple
     return content, len(array_header) + len(header.getvalue())
 
 
+def file_bytes(key: str, suffix: str, content: bytes, note: dict[str, Any]) -> tuple[bytes, int]:
+    """A file as it is and what is said of it, as members `<key>.<suffix>` and `<key>.json`; where the file begins."""
+    header = _header(f"{key}.{suffix}", len(content))
+    text = json.dumps(note, ensure_ascii=False, separators=(",", ":")).encode()
+    return header + _padded(content) + _header(f"{key}.json", len(text)) + _padded(text), len(header)
+
+
 def _header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = size

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ddscale.store import images as image_shards
 from ddscale.store import layout, leakage, tables, tar_shards, zarr_shards
 from ddscale.store.describing import dataset_entry, totals
 from ddscale.store.manifest import Manifest, StoreFormat, read_manifest
@@ -62,12 +63,15 @@ def verify(
     records = tables.read(store / layout.RECORDS, tables.RECORDS)
     recordings = tables.read(store / layout.RECORDINGS, tables.RECORDINGS)
     report.problems += _index_problems(manifest, records)
-    report.problems += _total_problems(store, manifest, records, recordings)
+    images = _images(store, manifest)
+    report.problems += _total_problems(store, manifest, records, recordings, images)
+    report.problems += leakage.image_problems(manifest, records, images)
+    report.problems += image_shards.problems(store, images)
     report.problems += leakage.problems(
         manifest, records, recordings, partial(_same_values, Store(store, manifest))
     )
     codes, shards = tables.coded(records["shard"])
-    report.problems += _orphans(store, manifest, set(shards))
+    report.problems += _orphans(store, manifest, set(shards), set(tables.coded(images["shard"])[1]))
     # Rows of a shard adjoin in the index, so a shard's rows are a slice.
     first = {int(code): int(place) for code, place in zip(*np.unique(codes, return_index=True), strict=True)}
     count = np.bincount(codes, minlength=len(shards)).tolist()
@@ -118,12 +122,12 @@ def _index_problems(manifest: Manifest, records: pa.Table) -> Iterator[str]:
 
 
 def _total_problems(
-    store: Path, manifest: Manifest, records: pa.Table, recordings: pa.Table
+    store: Path, manifest: Manifest, records: pa.Table, recordings: pa.Table, images: pa.Table
 ) -> Iterator[str]:
     rejected = tables.read(store / layout.REJECTED, tables.REJECTED)
     counted = {
         name: dataset_entry(
-            name, said.licence, said.url, records, recordings, rejected, manifest.content.sfreq
+            name, said.licence, said.url, records, recordings, rejected, manifest.content.sfreq, images
         )
         for name, said in manifest.datasets.items()
     }
@@ -147,9 +151,15 @@ def _same_values(store: Store, row: int, other: int) -> bool:
         return False  # damage is reported where shards are read
 
 
-def _orphans(store: Path, manifest: Manifest, shards: set[str]) -> Iterator[str]:
+def _images(store: Path, manifest: Manifest) -> pa.Table:
+    if layout.IMAGES not in manifest.tables:
+        return tables.table(tables.IMAGES, [])
+    return tables.read(store / layout.IMAGES, tables.IMAGES)
+
+
+def _orphans(store: Path, manifest: Manifest, shards: set[str], image_files: set[str]) -> Iterator[str]:
     """Files that nothing accounts for. Zarr's own files are those its metadata names."""
-    known = {layout.MANIFEST, layout.SOURCES, layout.SUMMARY, *manifest.tables} | shards
+    known = {layout.MANIFEST, layout.SOURCES, layout.SUMMARY, *manifest.tables} | shards | image_files
     groups = {shard.split("/signal/")[0] for shard in shards} if manifest.content.backend == "zarr" else set()
     if groups:
         known.add("zarr.json")
@@ -242,7 +252,8 @@ def _note_problems(shard: Path, key: str, text: bytes, row: dict[str, Any]) -> I
     except ValueError:
         yield f"record {key}: {key}.json in {shard} is not JSON: the shard is damaged."
         return
-    wrong = [name for name in _JSON_SAYS if note.get(name) != row[name]]
+    said = _JSON_SAYS if row["repetition"] is None else (*_JSON_SAYS, *tables.TRIAL_COLUMNS)
+    wrong = [name for name in said if note.get(name) != row[name]]
     if wrong:
         yield f"record {key}: {key}.json in {shard} says otherwise than the index about {', '.join(wrong)}."
 

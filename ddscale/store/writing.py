@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
+from ddscale.store import images as image_shards
 from ddscale.store import layout, sealing
 from ddscale.store.identity import PUBLIC_SALT, salt_check, subject_hash
+from ddscale.store.images import ImageFile
 from ddscale.store.layout import Backend
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, Splitting, StoreFormat
 from ddscale.store.publishing import DatasetTerms, Terms, publish
 from ddscale.store.quantisation import Dtype, Quantiser
-from ddscale.store.staging import RejectedStretch, StagedRecording, stage
+from ddscale.store.staging import RejectedStretch, StagedRecording, StagedTrial, stage
 
 CHUNK_S = 2.0
 """Seconds in an inner chunk of a Zarr store: the usual window (see tests/benchmarks/bench_store.py)."""
@@ -28,7 +31,7 @@ class ArrayRecording:
     """A recording as arrays. id: letters, digits, `_` and `-`.
 
     records: (start sample, (C, T) float µV) in ascending order, none longer than the store's record_s.
-    channels: C names.
+    channels: C names. trials: what was presented, one per record; none for a continuous recording.
     """
 
     dataset: str
@@ -37,6 +40,7 @@ class ArrayRecording:
     channels: Sequence[str]
     records: Sequence[tuple[int, np.ndarray]]
     rejected: Sequence[RejectedStretch] = field(default_factory=list)
+    trials: Sequence[StagedTrial] = ()
 
 
 def write_store(
@@ -53,10 +57,13 @@ def write_store(
     val_subjects: Sequence[str] = (),
     test_subjects: Sequence[str] = (),
     salt: str = PUBLIC_SALT,
+    images: Sequence[ImageFile] = (),
+    images_by: Literal["image", "image_and_subject"] = "image",
 ) -> Manifest:
     """Write a new store, or add recordings to one written with the same settings.
 
     sfreq: Hz. val_subjects, test_subjects: `dataset/subject`; everybody else is in train.
+    images: the pictures that trials name, in the splits they state (none: train). images_by: as in an ingest recipe.
     """
     folder = layout.local_folder(path)
     content = StoreFormat(
@@ -77,6 +84,7 @@ def write_store(
         _stage(folder, content, recording, salt)
         for recording in sorted(recordings, key=lambda recording: (recording.dataset, recording.id))
     ]
+    image_shards.add(folder, shard_mb * 1e6, images)
     packer = sealing.Packer(folder, content, sealing.published_numbers(folder))
     plans = [plan for recording in staged for plan in packer.add(recording)]
     for plan in [*plans, *packer.finish()]:
@@ -86,6 +94,7 @@ def write_store(
         test_fraction=0.0,
         val_subjects=[_hashed(name, salt) for name in val_subjects],
         test_subjects=[_hashed(name, salt) for name in test_subjects],
+        images_by=images_by,
     )
     datasets = {recording.dataset: DatasetTerms() for recording in staged}
     return publish(folder, content, staged, Terms(salt=salt, splitting=splitting, datasets=datasets))
@@ -119,4 +128,5 @@ def _stage(
             rejected=list(recording.rejected),
         ),
         records,
+        recording.trials,
     )

@@ -16,8 +16,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from ddscale.store import layout, tables, zarr_shards
-from ddscale.store.identity import SPLITS
-from ddscale.store.manifest import Montage, StoreFormat
+from ddscale.store.identity import CODES
+from ddscale.store.manifest import MICROVOLT, Montage, StoreFormat
 from ddscale.store.sealing import group_name
 
 ABOUT = {
@@ -30,6 +30,14 @@ ABOUT = {
     "crc32c": "CRC32C of the values signal[row, :length[row]], time-major, little-endian",
 }
 
+ABOUT_TRIALS = {
+    "split": "0 train, 1 val, 2 test, 3 none",
+    "image": "name of the picture that was shown, as in images.parquet; empty: none",
+    "label": "class of what was presented; empty: none",
+    "caption": "what it shows, in words; empty: none",
+    "repetition": "how often the same had been presented before in the recording; -1: not a trial",
+}
+
 
 def write(store: Path, content: StoreFormat, records: pa.Table, montages: dict[str, Montage]) -> None:
     """Write zarr.json at every level and the row arrays of every group of the index `records`."""
@@ -40,7 +48,7 @@ def write(store: Path, content: StoreFormat, records: pa.Table, montages: dict[s
             "about": "EEG records; one group per dataset and montage. manifest.json and records.parquet describe them.",
             "format": layout.FORMAT,
             "sfreq": content.sfreq,
-            "unit": "µV",
+            "unit": "µV" if content.unit == MICROVOLT else content.unit,
             "step_uV": content.step_uV,
             "record_samples": content.record_samples,
         },
@@ -66,8 +74,9 @@ def _write_group(
     montage_id = rows["montage"][0].as_py()
     channels = rows["channels"][0].as_py()
     montage = montages[montage_id]
+    about = ABOUT if rows["repetition"].null_count == len(rows) else ABOUT | ABOUT_TRIALS
     attributes: dict[str, Any] = {
-        "about": ABOUT,
+        "about": about,
         "dataset": rows["dataset"][0].as_py(),
         "montage": montage_id,
         "reference": montage.reference,
@@ -77,7 +86,7 @@ def _write_group(
     lacking = len(montage.channels) - channels
     if lacking:
         attributes["montage_channels"] = [channel.name for channel in montage.channels]
-        attributes["about"] = ABOUT | {"dropped": "positions in montage_channels that each row lacks"}
+        attributes["about"] = about | {"dropped": "positions in montage_channels that each row lacks"}
     else:
         attributes["channels"] = [channel.model_dump(mode="json") for channel in montage.channels]
     group = root.create_group(path, attributes=attributes)
@@ -94,6 +103,12 @@ def _write_group(
         _row_array(group, name, np.zeros(count, dtype), place, values)
     for name in ("key", "subject"):
         _row_array(group, name, np.full(count, "", object), place, rows[name].cast(pa.string()).to_pylist())
+    if rows["repetition"].null_count < len(rows):
+        for name in ("image", "label", "caption"):
+            texts = [text or "" for text in rows[name].cast(pa.string()).to_pylist()]
+            _row_array(group, name, np.full(count, "", object), place, texts)
+        repetition = rows["repetition"].fill_null(-1).to_numpy()
+        _row_array(group, "repetition", np.full(count, -1, np.int32), place, repetition)
     if lacking:
         dropped = np.asarray(rows["dropped"].to_pylist(), np.int16)
         _row_array(group, "dropped", np.zeros((count, lacking), np.int16), place, dropped)
@@ -137,4 +152,4 @@ def _row_array(group: zarr.Group, name: str, whole: np.ndarray, place: np.ndarra
 
 def _split_codes(rows: pa.Table) -> np.ndarray:
     codes, names = tables.coded(rows["split"])
-    return np.array([SPLITS.index(name) for name in names], np.uint8)[codes]
+    return np.array([CODES[name] for name in names], np.uint8)[codes]

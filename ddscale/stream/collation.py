@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ddscale.store import Store
 from ddscale.stream.order import Order
+from ddscale.stream.windows import Located
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,21 @@ class HostBatch:
     """(B,) int64 number of the dataset in `Loader.datasets`; -1 where a validation batch was filled up."""
     valid: torch.Tensor
     """(B,) bool: False for a window that could not be read, or fills up a validation batch; its values are 0."""
+    images: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(B,) int64 row of each sample's picture in `Loader.pictures`, that is in all stores' pictures one after another;
+    -1 where none was shown. Left out: none anywhere."""
+    lengths: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(B,) int64 samples of each window that were recorded; the rest, of a short trial, is 0. Left out: all."""
+    short_trials: Literal["pad", "stretch"] = "pad"
+    """What `materialise` makes of windows with fewer samples than T."""
     in_flight: Any = field(default=None, repr=False)
     """CUDA event after which `flat` has been copied to the device; set by `materialise`."""
+
+    def __post_init__(self) -> None:
+        if not len(self.images):
+            self.images = torch.full((len(self),), -1, dtype=torch.int64)
+        if not len(self.lengths):
+            self.lengths = torch.full((len(self),), self.window_samples, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,6 +145,7 @@ class Slot:
 class Collator:
     """Reads the windows of a micro-batch into a slot; called by several reader threads at once.
 
+    image_rows: of each store, (R,) row of each record's picture among those of all stores; -1 without.
     positions_of: number of a micro-batch -> (B,) int64 positions, -1 where there is none (filled up with zeros).
     """
 
@@ -141,12 +156,16 @@ class Collator:
         positions_of: Callable[[int], NDArray[np.int64]],
         datasets: Sequence[str],
         window_samples: int,
+        image_rows: Sequence[NDArray[np.integer]] | None = None,
+        short_trials: Literal["pad", "stretch"] = "pad",
     ):
         self._stores = tuple(stores)
         self._order = order
         self._positions_of = positions_of
         self._datasets = tuple(datasets)
         self._window_samples = window_samples
+        self._image_rows = image_rows
+        self._short_trials = short_trials
         # Looking up a name reads the store's whole list of them, and a bad record comes again in every epoch.
         self._key = functools.lru_cache(maxsize=1024)(self._look_up_key)
 
@@ -162,6 +181,11 @@ class Collator:
         datasets[real] = assigned.located.dataset
         seeds = np.zeros(len(positions), np.int64)
         seeds[real] = assigned.mask_seeds
+        images = np.full(len(positions), -1, np.int64)
+        if self._image_rows is not None:
+            images[real] = self._image_rows_of(assigned.located)
+        lengths = np.full(len(positions), self._window_samples, np.int64)
+        lengths[real] = assigned.located.length
         packing = pack(channels, self._window_samples)
 
         valid = real.copy()
@@ -173,14 +197,16 @@ class Collator:
             at.row.tolist(),
             at.start.tolist(),
             at.channels.tolist(),
+            at.length.tolist(),
             packing.offsets[real].tolist(),
             strict=True,
         )
         T, values = self._window_samples, slot.values
-        for sample, store, row, start, C, offset in sources:
+        for sample, store, row, start, C, length, offset in sources:
             out_TC = values[offset : offset + T * C].reshape(T, C)
+            out_TC[length:] = 0
             try:
-                self._stores[store].read_into(row, start, start + T, out_TC)
+                self._stores[store].read_into(row, start, start + length, out_TC[:length])
             except OSError as error:
                 out_TC[...] = 0
                 valid[sample] = False
@@ -194,7 +220,7 @@ class Collator:
                 )
             except Exception as error:
                 error.add_note(
-                    f"while reading samples {start} to {start + T} of record {self._key(store, row)}"
+                    f"while reading samples {start} to {start + length} of record {self._key(store, row)}"
                 )
                 raise
         for sample in np.flatnonzero(~real).tolist():
@@ -210,8 +236,19 @@ class Collator:
             mask_seeds=torch.from_numpy(seeds),
             datasets=torch.from_numpy(datasets),
             valid=torch.from_numpy(valid),
+            images=torch.from_numpy(images),
+            lengths=torch.from_numpy(lengths),
+            short_trials=self._short_trials,
         )
         return slot.batch, faults
+
+    def _image_rows_of(self, at: Located) -> NDArray[np.int64]:
+        assert self._image_rows is not None
+        found = np.empty(len(at.row), np.int64)
+        for store, rows in enumerate(self._image_rows):
+            here = at.store == store
+            found[here] = rows[at.row[here]]
+        return found
 
     def _look_up_key(self, store: int, row: int) -> str:
         return str(self._stores[store].table(["key"])["key"][row].as_py())

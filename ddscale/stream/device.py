@@ -31,7 +31,8 @@ def materialise(
     step_uv: µV of one step of an int16 store; 1.0 for a float32 store.
     Returns (B, T, n_channels) float32 on `device`, samples in the order of their positions. Fewer than n_channels
     channels are tiled (channel k is the recording's k % C); of more, a contiguous run is kept whose start is a hash
-    of the sample's mask seed. Invalid windows are 0.
+    of the sample's mask seed. Invalid windows are 0. Of a trial shorter than a window only what was recorded counts in
+    the normalisation; then zeros follow, or it is stretched to T samples, as the batch says.
     """
     device = torch.device(device)
     flat = batch.flat.to(device, non_blocking=device.type == "cuda")
@@ -54,7 +55,12 @@ def materialise(
             kept_nTC = windows_nTC[part]
             if group.channels > n_channels:
                 kept_nTC = _crop(kept_nTC, first_B[samples[part]].to(device), n_channels)
-            _tile(_normalise(kept_nTC, step_uv, normalisation), out_nTC[part])
+            lengths_n = batch.lengths[samples[part]]
+            if bool((lengths_n == T).all()):
+                x_nTC = _normalise(kept_nTC, step_uv, normalisation)
+            else:
+                x_nTC = _normalise_short(kept_nTC, lengths_n, step_uv, normalisation, batch.short_trials)
+            _tile(x_nTC, out_nTC[part])
         if not together:
             x_BTC.index_copy_(0, samples.to(device), out_nTC)
     return x_BTC
@@ -74,6 +80,34 @@ def _normalise(windows_nTC: torch.Tensor, step_uv: float, how: Normalisation) ->
     else:
         x = windows_nTC.float() * (step_uv / how.by_uv)
     return x if how.clip is None else x.clamp_(-how.clip, how.clip)
+
+
+def _normalise_short(
+    windows_nTC: torch.Tensor, lengths_n: torch.Tensor, step_uv: float, how: Normalisation, short_trials: str
+) -> torch.Tensor:
+    """`_normalise` for windows of which only the first so many samples were recorded."""
+    T = windows_nTC.shape[1]
+    x_nTC = torch.zeros(windows_nTC.shape, dtype=torch.float32, device=windows_nTC.device)
+    for length in lengths_n.unique().tolist():
+        mine = (lengths_n == length).nonzero()[:, 0].to(windows_nTC.device)
+        recorded = _normalise(windows_nTC[mine, :length], step_uv, how)
+        if short_trials == "stretch" and length < T:
+            x_nTC[mine] = stretch(recorded, T)
+        else:
+            x_nTC[mine, :length] = recorded
+    return x_nTC
+
+
+def stretch(windows_nLC: torch.Tensor, samples: int) -> torch.Tensor:
+    """(n, L, C) to (n, samples, C) by linear interpolation, first and last sample kept in their places."""
+    length = windows_nLC.shape[1]
+    places = torch.arange(samples, dtype=torch.float64) * ((length - 1) / (samples - 1))
+    before = places.long().clamp_(max=max(length - 2, 0))
+    share = (places - before).float().to(windows_nLC.device)[:, None]
+    before = before.to(windows_nLC.device)
+    first = windows_nLC.index_select(1, before)
+    second = windows_nLC.index_select(1, (before + 1).clamp(max=length - 1))
+    return torch.lerp(first, second, share)
 
 
 def first_channels(mask_seeds_B: torch.Tensor, channels_B: torch.Tensor, n_channels: int) -> torch.Tensor:

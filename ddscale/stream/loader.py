@@ -16,6 +16,7 @@ from ddscale.store import Store, open_store
 from ddscale.stream.collation import Collator, Fault, HostBatch, Slot
 from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
+from ddscale.stream.pictures import StorePictures, has_pictures
 from ddscale.stream.readers import ReadAhead
 from ddscale.stream.settings import StreamSettings
 from ddscale.stream.windows import Located, WindowIndex
@@ -59,6 +60,8 @@ class Loader:
     """Records this rank could not read, each once."""
     unreadable_windows: int
     """Windows this rank replaced by zeros."""
+    pictures: StorePictures | None
+    """What `HostBatch.images` counts; None when no store has pictures."""
 
     def __init__(
         self,
@@ -88,12 +91,14 @@ class Loader:
         self.datasets = index.datasets
         self.step_uv = float(self._stores[0].step) if self._stores[0].dtype == "int16" else 1.0
         self.sfreq = index.sfreq
+        self.preprocessing: dict[str, Any] = dict(self._stores[0].manifest.content.filters)
         self.window_s = settings.window_samples / index.sfreq
         self.windows_per_epoch = len(self._order)
         self.samples_seen = start_position
         self.waited_s = 0.0
         self.faults = []
         self.unreadable_windows = 0
+        self.pictures = StorePictures(self._stores) if has_pictures(self._stores) else None
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._micro_batches = global_batch_size // (world_size * micro_batch_size)
@@ -187,6 +192,9 @@ class Loader:
             for key, value in mine.items()
             if state["order"].get(key) != value
         ]
+        # Said only where it is not the default, so that runs begun before there were trials can be resumed.
+        if "cut" in state["order"] and "cut" not in mine:
+            changed.append(f"data.cut was {state['order']['cut']!r} and is {self.settings.cut!r}")
         if changed:
             raise ValueError(
                 f"The order of windows is not the checkpoint's: {'; '.join(changed)}. "
@@ -241,6 +249,8 @@ class Loader:
             ),
             self.datasets,
             settings.window_samples,
+            None if self.pictures is None else self.pictures.rows_of_records,
+            settings.short_trials,
         )
         last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)
         ahead = ReadAhead(collator, self._slots, threads, last)
@@ -267,6 +277,8 @@ class Loader:
         keys = ["window_samples", "overlap", "weights", "shuffle", "seed"]
         if self.settings.shuffle == "block":
             keys.append("block_shards")
+        if self.settings.cut == "trials":
+            keys += ["cut", "short_trials"]
         ours = {key: getattr(self.settings, key) for key in keys}
         return {"split": self.split, **ours, "blocklist": sorted(set(self.settings.blocklist))}
 

@@ -49,7 +49,16 @@ class StreamSettings(Settings):
     """Samples in a window (512 at 256 Hz: 2 s); longer windows cost memory and compute in proportion."""
 
     overlap: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of a window shared with the next one of the same record: more windows, less new in each."""
+    """Fraction of a window shared with the next one of the same record: more windows, less new in each. Without effect
+    on trials."""
+
+    cut: Literal["sliding", "trials"] = "sliding"
+    """`sliding`: windows one after another through every record. `trials`: one window for each trial, from its onset,
+    and nothing of continuous recordings; needed for what goes with a picture."""
+
+    short_trials: Literal["pad", "stretch"] = "pad"
+    """Trials shorter than a window: zeros after the end, or stretched to fill it by linear interpolation, which
+    changes frequencies in proportion (DreamDiffusion makes 512 samples of 440)."""
 
     n_channels: int = Field(default=128, ge=1)
     """Channels given to the model: fewer are repeated to fill it, of more a run chosen by the position is kept."""

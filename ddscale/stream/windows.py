@@ -33,6 +33,8 @@ class Located:
     """Number in `WindowIndex.datasets`."""
     channels: NDArray[np.int64]
     """Channels of the record."""
+    length: NDArray[np.int64]
+    """Samples to read: those of a window, or fewer of a trial that is shorter."""
 
 
 class WindowIndex:
@@ -41,7 +43,7 @@ class WindowIndex:
     Holds 12 bytes per record (window count so far, row) and nothing per window; the columns it needs besides
     stay in the stores, shared by all indexes over them.
     Raises ValueError for stores that do not go together, a rate the recipe does not want, an empty split, and
-    records that are all shorter than a window.
+    (unless trials are cut) records that are all shorter than a window.
     """
 
     def __init__(self, stores: Sequence[Store], split: str, settings: StreamSettings):
@@ -51,6 +53,7 @@ class WindowIndex:
         self.split = split
         self.window_samples = settings.window_samples
         self.hop_samples = settings.hop_samples
+        self.trials = settings.cut == "trials"
         self.sfreq = float(stores[0].sfreq)
         self.datasets: list[str] = sorted({name for store in stores for name in store.dataset_names})
         self._stores = tuple(stores)
@@ -59,7 +62,7 @@ class WindowIndex:
         unmatched = set(settings.blocklist)
         kept = []
         for store in stores:
-            wanted = (store.split == SPLITS.index(split)) & (store.samples >= self.window_samples)
+            wanted = (store.split == SPLITS.index(split)) & self._usable(store)
             if settings.blocklist:
                 blocked, matched = _blocked(store, settings.blocklist)
                 wanted &= ~blocked
@@ -77,7 +80,10 @@ class WindowIndex:
             by_dataset = np.argsort(number, kind="stable")
             self._rows, number = self._rows[by_dataset], number[by_dataset]
         samples = self._of_records(lambda store: store.samples)
-        self._ends = np.cumsum((samples - self.window_samples) // self.hop_samples + 1, dtype=np.int64)
+        if self.trials:
+            self._ends = np.arange(1, len(samples) + 1)
+        else:
+            self._ends = np.cumsum((samples - self.window_samples) // self.hop_samples + 1, dtype=np.int64)
         records_until = np.searchsorted(number, np.arange(len(self.datasets) + 1))
         self._bounds = np.where(records_until > 0, self._ends[records_until - 1], 0)
 
@@ -109,15 +115,19 @@ class WindowIndex:
         store = np.searchsorted(self._first_row, global_row, side="right") - 1
         row = global_row - self._first_row[store]
         channels = np.empty(len(windows), np.int64)
+        length = np.full(len(windows), self.window_samples, np.int64)
         for i, opened in enumerate(self._stores):
             here = store == i
             channels[here] = opened.channels[row[here]]
+            if self.trials:
+                length[here] = np.minimum(opened.samples[row[here]], self.window_samples)
         return Located(
             store=store,
             row=row,
             start=(windows - before) * self.hop_samples,
             dataset=np.searchsorted(self._bounds, windows, side="right") - 1,
             channels=channels,
+            length=length,
         )
 
     def shard_edges(self) -> NDArray[np.int64]:
@@ -127,12 +137,22 @@ class WindowIndex:
         new = np.flatnonzero((np.diff(codes) != 0) | (np.diff(first_rows_passed) != 0)) + 1
         return np.concatenate([[0], self._ends[new - 1], [len(self)]]).astype(np.int64)
 
+    def _usable(self, store: Store) -> NDArray[np.bool_]:
+        """Records that windows can be cut from."""
+        usable: NDArray[np.bool_] = store.is_trial if self.trials else store.samples >= self.window_samples
+        return usable
+
     def _dataset_numbers(self, store: Store) -> NDArray[np.int16]:
         own = np.array([self.datasets.index(name) for name in store.dataset_names], np.int16)
         return own[store.dataset]
 
     def _why_empty(self, settings: StreamSettings) -> str:
         names = ", ".join(str(store.path) for store in self._stores)
+        if self.trials and not any(store.is_trial.any() for store in self._stores):
+            return (
+                f"{names} holds no trials, only continuous recordings: set data.cut: sliding, or ingest a source that "
+                "says what was presented when (`events`, for example)."
+            )
         lengths = [
             np.where(store.split == SPLITS.index(self.split), store.samples, 0) for store in self._stores
         ]
@@ -147,7 +167,14 @@ class WindowIndex:
                 f"Split {self.split!r} of {names} has no record (records by split: {there}). Ingest more subjects, "
                 "or set the ingest recipe's split fractions or subjects so that some fall into it."
             )
-        if longest >= self.window_samples:
+        if self.trials and not any(
+            ((store.split == SPLITS.index(self.split)) & store.is_trial).any() for store in self._stores
+        ):
+            return (
+                f"Split {self.split!r} of {names} has no trial. Set the ingest recipe's splits so that pictures or "
+                "subjects fall into it (splits.val_images, splits.test_images), and run the ingest again."
+            )
+        if self.trials or longest >= self.window_samples:
             return (
                 f"The blocklist leaves no record in split {self.split!r} of {names}: "
                 "ingest other subjects or shorten data.blocklist."
@@ -207,6 +234,7 @@ def _check_stores(stores: Sequence[Store], settings: StreamSettings) -> None:
             ("sfreq", " Hz", "preprocessing.sfreq"),
             ("dtype", "", "storage.dtype"),
             ("step", " µV", "storage.step_uV"),
+            ("unit", "", "sources"),
         ):
             here, there = getattr(store, what), getattr(first, what)
             if here != there:

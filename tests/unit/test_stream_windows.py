@@ -17,7 +17,7 @@ from ddscale.stream.windows import WindowIndex
 class Columns:
     """A store without a signal. rows: (dataset, subject, split, samples, channels), a shard each."""
 
-    sfreq, step, dtype = 256.0, 0.1, "int16"
+    sfreq, step, dtype, unit = 256.0, 0.1, "int16", "uV"
 
     def __init__(self, rows, name="a", **changed):
         self.path = Path("stores") / name

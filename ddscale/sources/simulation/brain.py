@@ -73,11 +73,12 @@ def draw_subject(rng: np.random.Generator) -> Subject:
 
 
 def record(
-    subject: Subject, device: Device, seconds: int, rng: np.random.Generator
+    subject: Subject, device: Device, seconds: int, rng: np.random.Generator, may_break: bool = True
 ) -> tuple[list[str], np.ndarray]:
     """One recording: channel names as the device's files spell them, and the signal (C, T) float32 in µV.
 
     Electrodes come first, then the device's extra channels; `Status` is a trigger channel, in bits.
+    may_break: whether some channels come off or have bad contacts.
     """
     sfreq, n_samples = device.sfreq, seconds * device.sfreq
     n_electrodes = len(device.electrodes)
@@ -93,7 +94,8 @@ def record(
     noise_CT = rng.standard_normal(signal_CT.shape, dtype=np.float32)
     noise_CT *= np.float32(device.sensor_noise) * rng.uniform(0.8, 1.4, (n_electrodes, 1)).astype(np.float32)
     signal_CT += noise_CT
-    _break_channels(signal_CT, rng)
+    if may_break:
+        _break_channels(signal_CT, rng)
     names = [device.label.format(name) for name in device.electrodes]
     for extra in device.extras:
         more_names, more_CT = _extra(extra, sfreq, gaze_KT, rng)
@@ -103,10 +105,10 @@ def record(
 
 
 def _cortex(subject: Subject, at_C3: np.ndarray) -> np.ndarray:
-    return _scaled_lead_field(at_C3, subject.positions_K3, subject.moments_K3)
+    return scaled_lead_field(at_C3, subject.positions_K3, subject.moments_K3)
 
 
-def _scaled_lead_field(at_C3: np.ndarray, positions_K3: np.ndarray, moments_K3: np.ndarray) -> np.ndarray:
+def scaled_lead_field(at_C3: np.ndarray, positions_K3: np.ndarray, moments_K3: np.ndarray) -> np.ndarray:
     """(C, K), 1 at the best placed electrode of the 10-20 system, whatever the device has."""
     scale_K = np.abs(lead_field(electrodes(TEN_TWENTY), positions_K3, moments_K3)).max(axis=0)
     return lead_field(at_C3, positions_K3, moments_K3) / scale_K
@@ -204,7 +206,7 @@ def _moments(per_minute: float, seconds: float, rng: np.random.Generator) -> np.
 def _temples(at_C3: np.ndarray) -> np.ndarray:
     """(C, 2): the left and right temporalis muscle, just under the skin."""
     places_K3 = 0.84 * unit_vectors(np.array([[side * 0.97, 0.3, -0.05] for side in (-1, 1)]))
-    return _scaled_lead_field(at_C3, places_K3, places_K3)
+    return scaled_lead_field(at_C3, places_K3, places_K3)
 
 
 def _muscles(sfreq: float, n_samples: int, rng: np.random.Generator) -> np.ndarray:

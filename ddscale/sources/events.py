@@ -1,0 +1,320 @@
+"""The `events` source: recordings in any format known here, and what was presented when.
+
+Said either by a CSV table, a line per trial, or by the events in the recordings themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ddscale.sources.files import FilesSource, list_files, open_file
+from ddscale.sources.folder import FolderSource
+from ddscale.sources.identity import recording_ids
+from ddscale.sources.provenance import Unit
+from ddscale.sources.recording import Listing, OpenRecording, Picture, Recording, Trial
+from ddscale.sources.selection import Statements
+
+COLUMNS = ("recording", "onset", "duration", "image", "label", "caption", "split")
+_NEEDED = ("recording", "onset", "duration")
+SUFFIXES = ("png", "jpg", "jpeg")
+
+
+class EventsSource(FolderSource):
+    """Recordings that are cut into trials: one for each line of a CSV, or for each event of a named kind."""
+
+    kind: Literal["events"]
+
+    unit: Unit | None = None
+    """Unit of the numbers in the files, whatever their headers say; leave out to believe the headers."""
+
+    csv: str | None = None
+    """Table of trials: columns `recording` (path relative to `folder`), `onset` and `duration` (s), and any of `image`
+    (path), `label`, `caption`, `split` (of the picture: train, val or test). Other recordings are left out."""
+
+    images: str | None = None
+    """Folder that the CSV's `image` paths are relative to; left out: the folder the CSV is in."""
+
+    annotations: dict[str, str] | None = Field(None, min_length=1)
+    """Instead of a CSV: names or codes of events in the files that begin a trial, and the label of each."""
+
+    tmin: float = 0.0
+    """From the event to the beginning of the trial, s (`annotations:` only); negative: before it."""
+
+    duration: float | None = Field(None, gt=0)
+    """Length of a trial, s (`annotations:` only)."""
+
+    @field_validator("annotations")
+    @classmethod
+    def _labels_are_not_empty(cls, annotations: dict[str, str] | None) -> dict[str, str] | None:
+        empty = [name for name, label in (annotations or {}).items() if not label]
+        if empty:
+            raise ValueError(f"no label for {', '.join(empty)}: write `{empty[0]}: its-label`.")
+        return annotations
+
+    @model_validator(mode="after")
+    def _one_way_of_saying_it(self) -> EventsSource:
+        if (self.csv is None) == (self.annotations is None):
+            raise ValueError(
+                "state either `csv:` (a table of trials) or `annotations:` (events in the files)."
+            )
+        if self.annotations is not None and self.duration is None:
+            raise ValueError("`annotations:` needs `duration:`, the length of a trial in seconds.")
+        if self.csv is not None and (self.duration is not None or self.tmin):
+            raise ValueError(
+                "`tmin:` and `duration:` go with `annotations:`; in a CSV each trial has its own."
+            )
+        if self.images is not None and self.csv is None:
+            raise ValueError("`images:` goes with `csv:`.")
+        return self
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of a table. onset, duration: s. image: as in `Picture.image`."""
+
+    onset: float
+    duration: float
+    image: str | None
+    label: str | None
+    caption: str | None
+
+
+def list_events(source: EventsSource) -> Listing:
+    """The recordings that have trials, and the pictures shown in them, without opening a recording.
+
+    Raises FileNotFoundError when the folder, the table or a picture is missing, naming it; ValueError when the table
+    cannot be understood, naming the line.
+    """
+    if source.csv is None:
+        assert source.annotations is not None
+        assert source.duration is not None
+        listing = _files(source)
+        events = _FileEvents(dict(source.annotations), source.tmin, source.duration)
+        return Listing([_with(recording, events) for recording in listing.recordings], listing.rejected)
+    table = read_table(Path(source.csv), Path(source.images) if source.images else Path(source.csv).parent)
+    listing = _files(source)
+    root = Path(source.folder)
+    by_path = {
+        Path(recording.path).relative_to(root).as_posix(): recording for recording in listing.recordings
+    }
+    unknown = sorted(set(table.events) - set(by_path))
+    if unknown:
+        raise FileNotFoundError(
+            f"{source.csv} names recordings that are not among those of {source.folder}: {', '.join(unknown[:5])}"
+            f"{' and others' if len(unknown) > 5 else ''}. Write paths relative to `folder:`, such as "
+            f"{min(by_path)}."
+        )
+    recordings = [
+        _with(recording, _TableEvents(tuple(table.events[path])))
+        for path, recording in sorted(by_path.items())
+        if path in table.events
+    ]
+    silent = sorted(set(by_path) - set(table.events))
+    rejected = [*listing.rejected, *((path, f"{source.csv} has no trial in it") for path in silent)]
+    return Listing(
+        sorted(recordings, key=lambda recording: recording.id),
+        sorted(rejected),
+        sorted_pictures(table.pictures),
+    )
+
+
+def _files(source: EventsSource) -> Listing:
+    plain = {name: getattr(source, name) for name in FilesSource.model_fields if name != "kind"}
+    return list_files(FilesSource(kind="files", **plain))
+
+
+def sorted_pictures(pictures: Mapping[str, Picture]) -> list[Picture]:
+    return [pictures[name] for name in sorted(pictures)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """events: by recording, in the order of the file. pictures: by name."""
+
+    events: dict[str, list[Event]]
+    pictures: dict[str, Picture]
+
+
+def read_table(path: Path, images: Path) -> Table:
+    """Read a table of trials; `images`: what the paths of pictures are relative to.
+
+    Raises FileNotFoundError naming the table or a picture that is missing, ValueError naming the line at fault.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no table {path}. Correct `csv:` (it is relative to where you are)."
+        )
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        _check_columns(path, columns)
+        lines = [(number, line) for number, line in enumerate(reader, start=2)]
+    if not lines:
+        raise ValueError(f"{path} has no line below its header: a line for each trial is needed.")
+    shown = list(dict.fromkeys(line["image"] for _, line in lines if line.get("image")))
+    names = dict(zip(shown, recording_ids(shown), strict=True))
+    events: dict[str, list[Event]] = defaultdict(list)
+    pictures: dict[str, Picture] = {}
+    for number, line in lines:
+        where = f"{path}, line {number}"
+        if None in line or None in line.values():
+            raise ValueError(f"{where} has not as many fields as the header: quote fields that hold commas.")
+        image = names.get(line.get("image") or "")
+        if image is not None:
+            _note_picture(pictures, image, images / line["image"], line, where)
+        events[line["recording"]].append(
+            Event(
+                onset=_seconds(line, "onset", where),
+                duration=_seconds(line, "duration", where),
+                image=image,
+                label=line.get("label") or None,
+                caption=line.get("caption") or None,
+            )
+        )
+        if not (image or line.get("label")):
+            raise ValueError(f"{where}: neither `image` nor `label` is filled in: a trial needs one.")
+    return Table(dict(events), pictures)
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    missing = [name for name in _NEEDED if name not in columns]
+    strange = [name for name in columns if name not in COLUMNS]
+    if missing or strange or len(set(columns)) < len(columns):
+        what = f"lacks the columns {', '.join(missing)}" if missing else f"has columns {', '.join(columns)}"
+        raise ValueError(
+            f"{path} {what}: its header may have {', '.join(COLUMNS)}, the first three it needs."
+        )
+
+
+def _seconds(line: Mapping[str, str], name: str, where: str) -> float:
+    try:
+        seconds = float(line[name])
+    except ValueError:
+        raise ValueError(f"{where}: {name} `{line[name]}` is not a number of seconds.") from None
+    if not (seconds > 0 or (name == "onset" and seconds == 0)) or seconds == float("inf"):
+        raise ValueError(f"{where}: {name} {line[name]} s cannot be; the recording begins at 0.")
+    return seconds
+
+
+def _note_picture(
+    pictures: dict[str, Picture], image: str, path: Path, line: Mapping[str, str], where: str
+) -> None:
+    suffix, split = path.suffix.lower().removeprefix("."), line.get("split") or None
+    if split not in (None, "train", "val", "test"):
+        raise ValueError(f"{where}: split `{split}` is none of train, val and test.")
+    if image not in pictures:
+        if suffix not in SUFFIXES:
+            raise ValueError(f"{where}: picture {path} is not one of {', '.join(SUFFIXES)}: convert it.")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{where}: picture {line['image']} is missing: there is no {path}. Put it there, or take its lines out."
+            )
+        pictures[image] = Picture(
+            image,
+            str(path),
+            suffix,
+            line.get("label") or None,
+            line.get("caption") or None,
+            split,  # type: ignore[arg-type]
+        )
+    if pictures[image].split != split:
+        raise ValueError(
+            f"{where}: picture {line['image']} is in split `{split}` here and `{pictures[image].split}` in an earlier "
+            "line: a picture is in one split."
+        )
+
+
+class _TableEvents:
+    """Trials of one recording from its lines of a table."""
+
+    def __init__(self, events: tuple[Event, ...]) -> None:
+        self.events = events
+
+    def __call__(self, opened: OpenRecording) -> list[Trial]:
+        return to_trials(self.events, opened.sfreq)
+
+
+@dataclass(frozen=True)
+class _FileEvents:
+    """Trials of a recording from the events in its own file."""
+
+    labels: dict[str, str]
+    tmin: float
+    duration: float
+
+    def __call__(self, opened: OpenRecording) -> list[Trial]:
+        from ddscale.sources.file_events import events_of  # MNE only when a file is opened
+
+        found = events_of(Path(opened.path))
+        mine = [
+            Event(onset + self.tmin, self.duration, None, self.labels[name], None)
+            for onset, name in found
+            if name in self.labels
+        ]
+        if not mine:
+            there = ", ".join(
+                f"{count} {name}" for name, count in Counter(name for _, name in found).most_common(12)
+            )
+            raise ValueError(
+                f"{opened.path} has no event that `annotations:` names ({', '.join(self.labels)}); it has "
+                f"{there or 'none at all'}. Correct `annotations:`, or exclude it."
+            )
+        return to_trials(mine, opened.sfreq)
+
+
+def to_trials(events: Sequence[Event], sfreq: float) -> list[Trial]:
+    """Events as trials of a recording of this rate, in order of onset, repetitions counted."""
+    seen: Counter[str] = Counter()
+    trials = []
+    for event in sorted(events, key=lambda event: event.onset):
+        start = round(event.onset * sfreq)
+        what = event.image or f"\0{event.label}"
+        trials.append(
+            Trial(
+                start=start,
+                stop=start + round(event.duration * sfreq),
+                image=event.image,
+                label=event.label,
+                caption=event.caption,
+                repetition=seen[what],
+            )
+        )
+        seen[what] += 1
+    return trials
+
+
+def _with(recording: Recording, trials: Callable[[OpenRecording], list[Trial]]) -> Recording:
+    return Recording(
+        dataset=recording.dataset,
+        subject=recording.subject,
+        id=recording.id,
+        path=recording.path,
+        size_bytes=recording.size_bytes,
+        opener=partial(open_with_trials, recording.opener, trials),
+    )
+
+
+def open_with_trials(
+    opener: Callable[[], OpenRecording], trials: Callable[[OpenRecording], list[Trial]]
+) -> OpenRecording:
+    """Open a recording and find its trials."""
+    opened = opener()
+    try:
+        opened.trials = trials(opened)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def open_events(path: str, events: Sequence[Event], statements: Statements) -> OpenRecording:
+    """Open a file as a recording with the trials of a table."""
+    return open_with_trials(partial(open_file, path, statements), _TableEvents(tuple(events)))
