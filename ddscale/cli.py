@@ -21,7 +21,7 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
-STAGES = ("ingest", "pretrain")
+STAGES = ("ingest", "pretrain", "grid")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
 SetOption = Annotated[
@@ -121,6 +121,29 @@ def reconstruct(
 
 
 @app.command()
+def grid(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Train and compare the variants of a recipe, skipping finished ones; exits 1 when any did not finish."""
+    from ddscale import recipes
+    from ddscale.evaluation.grid import run_grid
+    from ddscale.evaluation.grid_recipe import GridRecipe
+    from ddscale.reporting.evaluations import grid_table
+
+    settings = recipes.load(recipe, GridRecipe, set_ or ())
+    try:
+        compared = run_grid(settings, recipe_model, say=lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where it was", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if json_:
+        _print_json(compared)
+    else:
+        grid_table(compared)
+        print(f"comparison: {settings.out}/comparison.csv, {settings.out}/comparison.json")
+    if not compared["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(
     recipe: RecipeArgument,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
@@ -158,7 +181,7 @@ def doctor(json_: JsonOption = False) -> None:
 
 
 @app.command()
-def schema(stage: Annotated[str, typer.Argument(help="ingest or pretrain")]) -> None:
+def schema(stage: Annotated[str, typer.Argument(help=", ".join(STAGES))]) -> None:
     """Print the JSON Schema of a stage's recipes, for editors that complete and check YAML."""
     from ddscale import recipes
 
@@ -175,6 +198,10 @@ def recipe_model(stage: str) -> type[Any]:
         from ddscale.training.settings import PretrainRecipe
 
         return PretrainRecipe
+    if stage == "grid":
+        from ddscale.evaluation.grid_recipe import GridRecipe
+
+        return GridRecipe
     raise ValueError(f"No stage is called {stage!r}: there are {', '.join(STAGES)}.")
 
 

@@ -102,6 +102,7 @@ def reconstruct(
         "bands_hz": {name: list(edges) for name, edges in bands.items()},
         "methods": METHODS,
         "stores": [{"path": str(store.path), "fingerprint": store.fingerprint} for store in stores],
+        "overall": _summary(seen, [ALL, *bands], by_channel=False),
         "datasets": {name: _summary(group, [ALL, *bands]) for name, group in _by_dataset(seen).items()},
         "notes": NOTES,
     }
@@ -224,20 +225,22 @@ def _by_dataset(seen: list[Window]) -> dict[str, list[Window]]:
     return {name: [w for w in seen if w.dataset == name] for name in sorted({w.dataset for w in seen})}
 
 
-def _summary(windows: list[Window], bands: list[str]) -> dict[str, Any]:
-    """A data set's measures by band and by channel, each method's beside the model's gain over it."""
+def _summary(windows: list[Window], bands: list[str], by_channel: bool = True) -> dict[str, Any]:
+    """Measures by band and by channel, each baseline's with the model's lead over it."""
     groups, what = _independent(windows)
     names = sorted({channel for window in windows for channel in window.channels})
     a_GS, b_GS = _group_sums(windows, groups, names)  # (G, M, F, K, measures)
     pooled = ratios(_flat(a_GS.sum(axis=3)), _flat(b_GS.sum(axis=3)))
-    single = ratios(_flat(a_GS[:, :, 0]), _flat(b_GS[:, :, 0]))
-    return {
+    summary = {
         "windows": len(windows),
         "subjects": len({window.subject for window in windows}),
         "intervals": f"95 %, bootstrap over {len(set(groups))} {what}",
         "bands": _described(pooled, (len(METHODS), len(bands)), bands),
-        "channels": _described(single, (len(METHODS), len(names)), names),
     }
+    if by_channel:
+        single = ratios(_flat(a_GS[:, :, 0]), _flat(b_GS[:, :, 0]))
+        summary["channels"] = _described(single, (len(METHODS), len(names)), names)
+    return summary
 
 
 def _independent(windows: list[Window]) -> tuple[list[str], str]:
@@ -277,7 +280,7 @@ def _flat(values_G: Floats) -> Floats:
 
 
 def _described(found: Ratios, shape: tuple[int, int], names: list[str]) -> dict[str, Any]:
-    """name -> method -> measure -> value and interval; `gain`: the model's lead over that method, paired."""
+    """name -> method -> measure -> value and interval; `models_lead`: model minus that method, paired."""
     low, high = found.interval()
     view = (*shape, len(MEASURES))
     value, low, high = (part.reshape(view) for part in (found.value, low, high))

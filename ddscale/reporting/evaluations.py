@@ -55,3 +55,43 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "none"
     return f"{value:.2f}" if abs(value) < 99.5 else f"{value:.3g}"
+
+
+def grid_table(compared: Mapping[str, Any]) -> None:
+    """What `ddscale.evaluation.grid.run_grid` found: a row per variant; with seeds, mean ± their standard deviation."""
+    screen = wide_console()
+    seeds = compared["seeds"]
+    heading = f"{compared['grid']}: variants of {compared['base']}"
+    if seeds:
+        heading += f", mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    table.add_column("runs finished", justify="right")
+    for column in compared["metrics"]:
+        table.add_column(column, justify="right")
+    for name, columns in compared["variants"].items():
+        of_variant = [run for run in compared["runs"] if run["variant"] == name]
+        finished = sum(run["state"] in ("finished", "finished before") for run in of_variant)
+        table.add_row(name, f"{finished}/{len(of_variant)}", *(_spread(found) for found in columns.values()))
+    screen.print(table)
+    for run in compared["runs"]:
+        if run["detail"]:
+            seed = "" if run["seed"] is None else f", seed {run['seed']}"
+            screen.print(
+                f"{run['state']}: {run['variant']}{seed}: {run['detail']}", markup=False, soft_wrap=True
+            )
+    if not seeds:
+        screen.print(
+            "note: one seed each, so how far the seed alone moves these numbers is not known: give the grid `seeds`.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _spread(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return "none"
+    shown = f"{found['mean']:.4g}"
+    if found["sd"] is not None:
+        shown += f" ± {found['sd']:.2g}"
+    return shown if found["n"] == found["of"] else f"{shown} ({found['n']} of {found['of']})"
