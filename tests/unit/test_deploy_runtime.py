@@ -338,3 +338,83 @@ def test_an_engine_that_is_not_installed(kept, monkeypatch, provider, package):
 def test_a_provider_of_another_name(kept):
     with pytest.raises(ProviderError, match="'metal' is not known: use one of cpu, cuda, tensorrt, openvino"):
         EEGToImage.load(kept, "metal")
+
+
+# TensorRT engines: what must be refused is refused before TensorRT sees it, so a machine without a GPU can check it
+
+
+@pytest.fixture
+def on_an_ada_gpu(monkeypatch):
+    from ddscale.deploy.engines import Device
+    from ddscale.deploy.runtime import tensorrt_engines
+
+    device = Device("rtx", "1.7.1", "sm89")
+    monkeypatch.setattr(tensorrt_engines, "this_device", lambda export: (None, None, device))
+    return device
+
+
+def with_engines(folder, device, **changes):
+    """Engines as export/to_tensorrt.py leaves them, their contents made up."""
+    from ddscale.deploy.engines import EngineInfo, EngineRecord
+
+    manifest = Manifest.load(folder)
+    sm = changes.get("sm", device.sm)
+    target = folder / "engines" / f"{changes.get('flavour', device.flavour)}-{sm}"
+    target.mkdir(parents=True)
+    engines = {}
+    for name, graph in manifest.graphs.items():
+        path = target / f"{name}.engine"
+        path.write_bytes(f"engine of {name}".encode())
+        engines[name] = EngineInfo(path.name, sha256_of(path), graph.sha256, 1.0)
+    record = EngineRecord(
+        device.flavour, device.version, sm, device.system, "fp32", manifest.profiles, engines
+    )
+    dataclasses.replace(record, **changes).save(target)
+    return target
+
+
+def test_no_engines(folder, on_an_ada_gpu):
+    with pytest.raises(ManifestError, match=r"no engines.*python export/to_tensorrt\.py"):
+        EEGToImage.load(folder, "tensorrt")
+
+
+def test_engines_for_another_gpu(folder, on_an_ada_gpu):
+    with_engines(folder, on_an_ada_gpu, sm="sm120")
+    with pytest.raises(ManifestError, match=r"engines for rtx-sm120, this is rtx-sm89.*--target sm89"):
+        EEGToImage.load(folder, "tensorrt")
+
+
+def test_engines_of_another_version(folder, on_an_ada_gpu):
+    with_engines(folder, on_an_ada_gpu, version="1.3.0")
+    with pytest.raises(ManifestError, match=r"built by TensorRT-RTX 1\.3\.0, this is 1\.7\.1.*Build again"):
+        EEGToImage.load(folder, "tensorrt")
+
+
+def test_swapped_engines(folder, on_an_ada_gpu):
+    target = with_engines(folder, on_an_ada_gpu)
+    shutil.copy(target / "vae_decoder.engine", target / "eeg_encoder.engine")
+    with pytest.raises(ManifestError, match=r"eeg_encoder\.engine is not the file that was built"):
+        EEGToImage.load(folder, "tensorrt")
+
+
+def test_engines_of_other_weights(folder, on_an_ada_gpu):
+    with_engines(folder, on_an_ada_gpu)
+    manifest = Manifest.load(folder)
+    other = {
+        name: dataclasses.replace(graph, sha256="0" * 63 + str(i))
+        for i, (name, graph) in enumerate(manifest.graphs.items())
+    }
+    rewrite(folder, graphs=other)
+    with pytest.raises(ManifestError, match="built from other weights"):
+        EEGToImage.load(folder, "tensorrt")
+
+
+def test_no_gpu_or_no_tensorrt(folder, monkeypatch):
+    from ddscale.deploy.runtime import tensorrt_engines
+
+    if tensorrt_engines._optional("cuda.bindings.runtime") is not None:
+        pytest.skip("cuda-python is here, and maybe a GPU")
+    for package in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ProviderError, match="TensorRT is not installed: pip install"):
+        EEGToImage.load(folder, "tensorrt")

@@ -23,6 +23,8 @@ from ddscale.deploy.runtime.noise import Noise, picture_seed
 from ddscale.deploy.runtime.sampler import Table, replay
 from ddscale.deploy.runtime.windows import checked
 
+_USUAL_BATCH = 8
+
 
 @dataclass
 class Timings:
@@ -119,7 +121,7 @@ class EEGToImage:
         sfreq: float | None = None,
         unit: str = "uV",
         first_window: int = 0,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Pictures uint8 (B x samples, H, W, 3), those of one window beside each other.
@@ -127,17 +129,15 @@ class EEGToImage:
         eeg: (B, C, T) or (C, T), µV at the manifest's rate. scheduler, steps: a sampler that was exported; by default
         the first. guidance: 1 is without, at half the cost. seed: with a window's and a sample's number it decides
         the starting noise, whatever the batch. first_window: number of the first window. batch_size: pictures drawn
-        together. on_step(done, all): after each U-Net call; what it raises ends the drawing.
+        together; by default 8, or what the engines were built for. on_step(done, all): after each U-Net call; what
+        it raises ends the drawing.
         Raises EEGError for EEG that the model must not be given, ManifestError for a sampler that was not exported,
         ValueError for other numbers out of range.
         """
-        for name, number, least in (
-            ("samples", samples, 1),
-            ("batch_size", batch_size, 1),
-            ("guidance", guidance, 1),
-        ):
-            if not least <= number < float("inf"):
-                raise ValueError(f"{name} is {number}: give {least} or more.")
+        batch_size = self._largest_batch() if batch_size is None else batch_size
+        for name, number in (("samples", samples), ("batch_size", batch_size), ("guidance", guidance)):
+            if not 1 <= number < float("inf"):
+                raise ValueError(f"{name} is {number}: give 1 or more.")
         windows_BCT = checked(eeg, self.manifest, sfreq, unit)
         table = self.table(scheduler, steps)
         pictures = [(window, sample) for window in range(len(windows_BCT)) for sample in range(samples)]
@@ -146,14 +146,15 @@ class EEGToImage:
         with self._busy:
             timings = Timings(pictures=len(pictures))
             began = time.perf_counter()
-            with _timed(timings, "encoder"):
-                condition = self._encoder.run({"eeg": windows_BCT})
             images = []
             for group in groups:
-                rows = [window for window, _ in group]
-                of_group = {name: array[rows] for name, array in condition.items()}
+                # A window whose pictures fall into two groups is encoded twice: cheap, and no batch is too large.
+                windows, rows = np.unique([window for window, _ in group], return_inverse=True)
+                with _timed(timings, "encoder"):
+                    encoded = self._encoder.run({"eeg": windows_BCT[windows]})
+                condition = {name: array[rows] for name, array in encoded.items()}
                 seeds = [picture_seed(seed, first_window + window, sample) for window, sample in group]
-                latents_Gchw = self._latents(of_group, Noise(seeds), table, guidance, progress, timings)
+                latents_Gchw = self._latents(condition, Noise(seeds), table, guidance, progress, timings)
                 with _timed(timings, "decoder"):
                     images.append(as_pixels(self._decoder.run({"latent": latents_Gchw})["image"]))
             timings.total = time.perf_counter() - began
@@ -173,6 +174,10 @@ class EEGToImage:
         if key not in self._tables:
             self._tables[key] = Table.load(self._folder / chosen.file)
         return self._tables[key]
+
+    def _largest_batch(self) -> int:
+        limits = [graph.most_pictures for graph in (self._encoder, self._unet, self._decoder)]
+        return min([_USUAL_BATCH, *(limit for limit in limits if limit is not None)])
 
     def _latents(
         self,

@@ -26,7 +26,10 @@ class ProviderError(ValueError):
 
 
 class Graph(Protocol):
-    """One network, loaded and ready."""
+    """One network, loaded and ready; for one thread at a time."""
+
+    most_pictures: int | None
+    """Pictures that it can take at once; None when there is no such limit."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Outputs by name, float32, in memory of the host."""
@@ -38,16 +41,17 @@ class Graph(Protocol):
 def open_graph(folder: Path, info: GraphInfo, provider: str, threads: int = 0) -> Graph:
     """A graph of an exported folder on an engine.
 
-    threads: of the CPU; 0 leaves it to the engine. Raises ProviderError when the engine is not there or refuses.
+    threads: of the CPU; 0 leaves it to the engine. Raises ProviderError when the engine is not there or refuses,
+    EngineError (a ManifestError) when there is no TensorRT engine of it that may run here.
     """
     if provider == "openvino":
         from ddscale.deploy.runtime.openvino_graphs import OpenVINOGraph
 
         return OpenVINOGraph(folder / info.file, info, threads)
     if provider == "tensorrt":
-        from ddscale.deploy.runtime.tensorrt_engines import open_engine
+        from ddscale.deploy.runtime.tensorrt_engines import TensorRTGraph
 
-        return open_engine(folder, info)
+        return TensorRTGraph(folder, info)
     if provider not in _ONNX_RUNTIME:
         raise ProviderError(f"provider {provider!r} is not known: use one of {', '.join(PROVIDERS)}.")
     return OnnxRuntimeGraph(folder / info.file, info, _ONNX_RUNTIME[provider], threads)
@@ -65,6 +69,8 @@ def check_interface(path: Path, info: GraphInfo, inputs: set[str], outputs: set[
 
 class OnnxRuntimeGraph:
     """A graph in ONNX Runtime, on the CPU or, with inputs kept on the device, on a CUDA GPU."""
+
+    most_pictures: int | None = None
 
     def __init__(self, path: Path, info: GraphInfo, provider: str, threads: int = 0) -> None:
         """Raises ProviderError when ONNX Runtime, its provider or a readable graph is missing."""

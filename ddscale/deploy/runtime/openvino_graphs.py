@@ -14,6 +14,8 @@ from ddscale.deploy.runtime.graphs import Arrays, ProviderError, Runner, check_i
 class OpenVINOGraph:
     """A graph compiled by OpenVINO for the CPU, in float32."""
 
+    most_pictures: int | None = None
+
     def __init__(self, path: Path, info: GraphInfo, threads: int = 0) -> None:
         """Raises ProviderError when OpenVINO is not installed or cannot compile the graph."""
         try:
