@@ -21,7 +21,7 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
-STAGES = ("ingest", "pretrain", "grid")
+STAGES = ("ingest", "pretrain", "finetune", "grid")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
 SetOption = Annotated[
@@ -144,6 +144,81 @@ def grid(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fal
 
 
 @app.command()
+def toy(folder: Annotated[Path, typer.Argument(help="where the toy goes")]) -> None:
+    """Train a toy Stable Diffusion on scikit-learn's digits: minutes on a CPU, where no real one is at hand."""
+    from ddscale.diffusion.toy_digits import caption_of, load_digits
+    from ddscale.diffusion.toy_training import ToyTrainingSettings, train_toy
+    from ddscale.reporting.progress import Progress
+
+    settings = ToyTrainingSettings()
+    digits = load_digits(settings.sizes.image_size)
+    train = ~digits.held_out
+    captions = [caption_of(label) for label in digits.labels[train].tolist()]
+    with Progress("steps") as progress:
+
+        def show(part: str, step: int, steps: int, loss: float) -> None:
+            progress.update(step, steps, f"{part}, loss {loss:.3f}")
+
+        train_toy(folder, digits.images[train], captions, settings, on_progress=show)
+    print(f"toy Stable Diffusion: {folder}")
+
+
+RunArgument = Annotated[Path, typer.Argument(help="a fine-tuned run's folder")]
+SplitOption = Annotated[str, typer.Option(help="which part of a store: train, val or test")]
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    eeg: Annotated[Path, typer.Option(help="a store, or a recording file in any format MNE reads")],
+    split: SplitOption = "test",
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="so many windows, drawn by chance; default all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="default: RUN/generated")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="unit of a file's numbers, where its header is silent")
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Pictures from EEG: a PNG and a JSON for each window, and a grid of them."""
+    from ddscale import recipes
+    from ddscale.diffusion.generate import GRID, GenerateSettings
+    from ddscale.evaluation.generation import generate_from
+    from ddscale.reporting.progress import Progress
+
+    settings = recipes.from_overrides(GenerateSettings, set_ or ())
+    target = out or run / "generated"
+    with Progress("windows") as progress:
+        pictures = generate_from(run, eeg, split, windows, target, unit, settings, progress.update)
+    print(f"{pictures} pictures in {target}, the first of them together in {target / GRID}")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    eeg: Annotated[
+        Path | None, typer.Option(help="a store with pictures; default: the one trained on")
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Judge what a fine-tuned run draws for held-out trials, beside controls: RUN/evaluation/metrics.json."""
+    from ddscale import recipes
+    from ddscale.evaluation.pictures import FOLDER, RESULTS, PictureEvaluation, evaluate_run
+    from ddscale.reporting.evaluations import picture_tables
+    from ddscale.reporting.progress import Progress
+
+    settings = recipes.from_overrides(PictureEvaluation, set_ or ())
+    with Progress("trials") as progress:
+        found = evaluate_run(
+            run, eeg, settings, lambda given, done, of: progress.update(done, of, given.replace("_", " "))
+        )
+    _print_json(found) if json_ else picture_tables(found)
+    print(f"results: {run / FOLDER / RESULTS}")
+
+
+@app.command()
 def plan(
     recipe: RecipeArgument,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
@@ -202,6 +277,10 @@ def recipe_model(stage: str) -> type[Any]:
         from ddscale.evaluation.grid_recipe import GridRecipe
 
         return GridRecipe
+    if stage == "finetune":
+        from ddscale.diffusion.settings import FinetuneRecipe
+
+        return FinetuneRecipe
     raise ValueError(f"No stage is called {stage!r}: there are {', '.join(STAGES)}.")
 
 

@@ -147,6 +147,17 @@ def _list_position(override: str, items: list[Any], key: str) -> int:
     return int(key)
 
 
+def from_overrides(model: type[S], overrides: Iterable[str]) -> S:
+    """Settings of a command that takes no recipe: defaults, changed by `key.path=value` overrides.
+
+    Raises RecipeError naming what is wrong with them.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _override(tree, override)
+    return check(tree, model, "--set")
+
+
 def check(tree: dict[str, Any], model: type[S], where: str) -> S:
     """Validate a recipe tree; raises RecipeError with every problem, one a line."""
     try:

@@ -38,7 +38,7 @@ from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
 from ddscale.training.loop import Terms
-from ddscale.training.pretraining import MACHINERY
+from ddscale.training.pretraining import data_identity
 from ddscale.training.ranks import Ranks
 from ddscale.training.runs import Display, run
 
@@ -121,7 +121,7 @@ class Finetuning:
             "unet": {k: v for k, v in settings["unet"].items() if k != "gradient_checkpointing"},
             "objective": settings["objective"],
             "features": self._features.path.name,
-            "data": recipe.data.model_dump(mode="json", exclude=MACHINERY),
+            "data": data_identity(recipe.data),
         }
 
     def state(self) -> dict[str, Any]:
@@ -298,6 +298,7 @@ class Finetuning:
             "sfreq": self._loader.sfreq,
             "normalisation": self.recipe.data.normalisation.model_dump(mode="json"),
             "preprocessing": self._loader.preprocessing,
+            "short_trials": self.recipe.data.short_trials,
         }
 
     def _open_held_out(self) -> Loader | None:

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ddscale
+from ddscale.diffusion.conditioning import Condition
 from ddscale.diffusion.draws import Purpose, integers
 from ddscale.diffusion.pipeline import EEGToImagePipeline, SchedulerName, scheduler_named
 from ddscale.recipes import Settings
@@ -102,13 +103,7 @@ def generate(
         seeds = [
             seed_of(settings.seed, first + i, k) for i in range(len(batch)) for k in range(settings.samples)
         ]
-        images = pipeline(
-            torch.stack([window.x_TC for window in batch]),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            num_images_per_eeg=settings.samples,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        ).images
+        images = draw(pipeline, settings, seeds, eeg=torch.stack([window.x_TC for window in batch]))
         for i, window in enumerate(batch):
             own = slice(i * settings.samples, (i + 1) * settings.samples)
             for sample, (image, seed) in enumerate(zip(images[own], seeds[own], strict=True)):
@@ -123,6 +118,28 @@ def generate(
     if rows:
         _write_picture(grid_of(rows), target / GRID)
     return results
+
+
+def draw(
+    pipeline: EEGToImagePipeline,
+    settings: GenerateSettings,
+    seeds: Sequence[int],
+    eeg: Tensor | None = None,
+    condition: Condition | None = None,
+) -> list[Image.Image]:
+    """Pictures of one batch, those of a window beside each other, each from its own seed.
+
+    eeg: (B, T, C), or in its place a condition; seeds: B times `settings.samples`.
+    """
+    images: list[Image.Image] = pipeline(
+        eeg,
+        condition=condition,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        num_images_per_eeg=settings.samples,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+    return images
 
 
 def seed_of(seed: int, window: int, sample: int) -> int:

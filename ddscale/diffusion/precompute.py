@@ -59,6 +59,10 @@ class Pictures(Protocol):
     def captions(self) -> Sequence[str]:
         """One for each picture."""
 
+    @property
+    def sha256(self) -> Sequence[str]:
+        """Checksum of each picture's file, hex: known without reading it."""
+
     def read(self, row: int) -> bytes:
         """A picture's file."""
 
@@ -156,16 +160,15 @@ def fill(
     """
     total = len(pictures.names)
     group: Any = zarr.open_group(path, mode="r+")
-    wanted = _Identities(pictures)
     stored = group["identity"]
     shares = range(rank * _ROWS_PER_SHARD, total, world_size * _ROWS_PER_SHARD)
     mine = sum(min(_ROWS_PER_SHARD, total - start) for start in shares)
     done = 0
     for start in shares:
         rows = range(start, min(start + _ROWS_PER_SHARD, total))
-        identities, files = wanted.of(rows)
+        identities = _identities(pictures, rows)
         if not np.array_equal(stored[rows.start : rows.stop], identities):
-            _write_rows(group, rows, files, pictures, codec, clip, settings)
+            _write_rows(group, rows, pictures, codec, clip, settings)
             stored[rows.start : rows.stop] = identities
         done += len(rows)
         on_progress(done, mine)
@@ -180,19 +183,12 @@ def fingerprint_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Identities:
-    """SHA-256 of each picture's file and caption."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-
-    def of(self, rows: range) -> tuple[NDArray[np.uint8], list[bytes]]:
-        files = [self._pictures.read(row) for row in rows]
-        digests = [
-            hashlib.sha256(hashlib.sha256(file).digest() + self._pictures.captions[row].encode()).digest()
-            for row, file in zip(rows, files, strict=True)
-        ]
-        return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32), files
+def _identities(pictures: Pictures, rows: range) -> NDArray[np.uint8]:
+    """SHA-256 of each picture's checksum and caption: (rows, 32)."""
+    digests = [
+        hashlib.sha256(f"{pictures.sha256[row]} {pictures.captions[row]}".encode()).digest() for row in rows
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
 
 
 def _make_arrays(
@@ -238,7 +234,6 @@ def _open_array(group: Any, name: str, shape: tuple[int, ...], chunk: tuple[int,
 def _write_rows(
     group: Any,
     rows: range,
-    files: list[bytes],
     pictures: Pictures,
     codec: LatentCodec,
     clip: Clip,
@@ -246,8 +241,8 @@ def _write_rows(
 ) -> None:
     views = torch.stack(
         [
-            as_tensor(decode(file, pictures.names[row]), settings.image_size, crop)
-            for row, file in zip(rows, files, strict=True)
+            as_tensor(picture, settings.image_size, crop)
+            for row, picture in ((row, decode(pictures.read(row), pictures.names[row])) for row in rows)
             for crop in crops_of(row, settings.crops, settings.crop_share, settings.seed)
         ]
     )

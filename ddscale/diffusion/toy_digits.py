@@ -1,4 +1,4 @@
-"""The toy's pictures: scikit-learn's 1,797 scanned handwritten digits, and a judge of generated ones.
+"""The toy's pictures: scikit-learn's 1,797 scanned handwritten digits.
 
 Shape letters: n pictures, H height, W width.
 """
@@ -58,37 +58,3 @@ def caption_of(label: int) -> str:
 
 def _enlarge(scan: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC))
-
-
-class DigitClassifier:
-    """Which digit a picture shows: a support vector machine on 8 x 8 grey values.
-
-    It shares nothing with the toy's networks: neither weights nor features, only the real pictures it learns from.
-    """
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Learn from real pictures (n, 3, H, W) uint8, H and W multiples of 8."""
-        from sklearn.svm import SVC
-
-        self._machine = SVC(C=10.0, gamma="scale").fit(_features(images), labels)
-
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Digit of each picture (n, 3, H, W) uint8: (n,), 0 to 9."""
-        predicted: NDArray[np.int64] = self._machine.predict(_features(images))
-        return predicted
-
-    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-        """Part of the pictures that show what `labels` say."""
-        return float((self.predict(images) == labels).mean())
-
-
-def _features(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    n, _, height, width = images.shape
-    if height % _SCANNED or width % _SCANNED:
-        raise ValueError(
-            f"pictures of {height} x {width} cannot be reduced to {_SCANNED} x {_SCANNED} evenly: "
-            f"resize them to a multiple of {_SCANNED}."
-        )
-    cells = images.mean(axis=1).reshape(n, _SCANNED, height // _SCANNED, _SCANNED, width // _SCANNED)
-    features: NDArray[np.float64] = cells.mean(axis=(2, 4)).reshape(n, -1) / 255
-    return features

@@ -95,3 +95,62 @@ def _spread(found: Mapping[str, Any]) -> str:
     if found["sd"] is not None:
         shown += f" ± {found['sd']:.2g}"
     return shown if found["n"] == found["of"] else f"{shown} ({found['n']} of {found['of']})"
+
+
+def picture_tables(found: Mapping[str, Any]) -> None:
+    """What `ddscale.evaluation.pictures.evaluate_run` found: a row per metric, a column per condition."""
+    screen = wide_console()
+    kind = "simulated EEG, " if found["simulated"] else ""
+    screen.print(
+        f"{found['run']}: {kind}{found['trials']} {found['split']} trials of {found['pictures_shown']} pictures, "
+        f"{found['samples_per_trial']} drawn for each",
+        markup=False,
+    )
+    for warning in found["warnings"]:
+        screen.print(f"warning: {warning}", markup=False)
+    conditions = found["conditions"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in conditions:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("chance", justify="right")
+    for label, values, chance in picture_rows(found):
+        table.add_row(label, *values, chance)
+    screen.print(table)
+    judge = found["class_judge"]
+    if "on_real_held_out_pictures" in judge:
+        known = _with_interval(judge["on_real_held_out_pictures"])
+        screen.print(
+            f"class judged by a {judge['what']}; right for real held-out pictures: {known}", markup=False
+        )
+    retrieval = found["retrieval"]
+    for k in ("top_1", "top_5"):
+        if k in retrieval:
+            of = retrieval[k]
+            screen.print(
+                f"EEG to image, {k.replace('_', '-')} of {retrieval['gallery']}: {_with_interval(of)}, "
+                f"chance {_figure(of['chance'])}",
+                markup=False,
+            )
+    of_metrics: dict[str, str] = next(iter(conditions.values()))["skipped"]
+    for name, reason in {**found["skipped_conditions"], **of_metrics}.items():
+        screen.print(f"not measured: {name}: {reason}", markup=False, style="dim")
+
+
+def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
+    """(metric, its value under each condition, chance) for tables and reports."""
+    conditions = list(found["conditions"].values())
+    rows = []
+    if all("class_accuracy" in of for of in conditions):
+        values = [_with_interval(of["class_accuracy"]) for of in conditions]
+        rows.append(("right class", values, _figure(found["class_judge"]["chance"])))
+    for name, first in conditions[0]["metrics"].items():
+        results = [of["metrics"].get(name) for of in conditions]
+        values = [
+            "" if result is None else _with_interval(result["estimate"] or {"value": result["value"], "low": None})
+            for result in results
+        ]
+        arrow = {"higher": "↑", "lower": "↓"}[first["better"]]
+        chance = first["chance"]
+        rows.append((f"{name} {arrow}", values, "" if chance is None else _figure(chance)))
+    return rows

@@ -18,6 +18,7 @@ from ddscale.models.masking import random_mask
 from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
+from ddscale.stream.settings import StreamSettings
 from ddscale.training.export import load_full
 from ddscale.training.loop import Terms
 from ddscale.training.ranks import Ranks
@@ -25,7 +26,14 @@ from ddscale.training.runs import Display, run
 from ddscale.training.settings import PretrainRecipe
 
 # Which data is seen in which order decides the run; these decide only how fast it is read.
-MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
+_MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
+
+
+def data_identity(data: StreamSettings) -> dict[str, Any]:
+    """What of the stream's settings decides which windows a run sees."""
+    # Said only of trials, so that runs begun before there were any can be resumed.
+    of_trials = {"cut", "short_trials"} if data.cut == "sliding" else set()
+    return data.model_dump(mode="json", exclude=_MACHINERY | of_trials)
 
 
 def pretrain(recipe: PretrainRecipe, ranks: Ranks, display: Display) -> str | None:
@@ -68,7 +76,7 @@ class Pretraining:
 
     def identity(self) -> dict[str, Any]:
         model = self.recipe.model.model_dump(mode="json", exclude={"preset", "activation_checkpointing"})
-        return {"model": model, "data": self.recipe.data.model_dump(mode="json", exclude=MACHINERY)}
+        return {"model": model, "data": data_identity(self.recipe.data)}
 
     def state(self) -> dict[str, Any]:
         return self._loader.state()

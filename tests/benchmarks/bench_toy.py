@@ -26,12 +26,14 @@ def run(pictures: Path | None = None) -> dict[str, Any]:
 
     from ddscale.diffusion.codec import LatentCodec
     from ddscale.diffusion.generate import grid_of
-    from ddscale.diffusion.toy_digits import DigitClassifier, caption_of, load_digits
+    from ddscale.diffusion.toy_digits import caption_of, load_digits
     from ddscale.diffusion.toy_training import train_toy
+    from ddscale.metrics.class_judge import ClassJudge
 
     digits = load_digits()
     train, held_out = ~digits.held_out, digits.held_out
-    judge = DigitClassifier(digits.images[train], digits.labels[train])
+    names = np.array([str(label) for label in digits.labels])
+    judge = ClassJudge(digits.images[train], list(names[train]))
     seconds: dict[str, float] = {}
     last = [time.perf_counter(), time.process_time()]
 
@@ -65,7 +67,9 @@ def run(pictures: Path | None = None) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(0),
         ).images
         drawn = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
-        accuracy[f"guidance_{guidance:g}"] = judge.accuracy(drawn, labels)
+        accuracy[f"guidance_{guidance:g}"] = float(
+            judge.right(drawn, [str(label) for label in labels]).mean()
+        )
         if pictures is not None:
             sheet = grid_of([images[row * 10 : row * 10 + 10] for row in range(6)])
             sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(
@@ -75,7 +79,9 @@ def run(pictures: Path | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "parameters": facts["parameters"],
-        "judge_on_held_out_real_digits": judge.accuracy(digits.images[held_out], digits.labels[held_out]),
+        "judge_on_held_out_real_digits": float(
+            judge.right(digits.images[held_out], list(names[held_out])).mean()
+        ),
         "vae_psnr_db_on_held_out": float(
             -10 * ((restored - real) / 2).square().mean(dim=(1, 2, 3)).log10().mean()
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import numpy as np
@@ -29,6 +30,7 @@ class Folder:
         self.files = [self._file(generator.integers(0, 256, (40, 48, 3))) for _ in range(n)]
         self.names = [f"picture-{row}" for row in range(n)]
         self.captions = [CAPTIONS[row % 2] for row in range(n)]
+        self.sha256 = [hashlib.sha256(file).hexdigest() for file in self.files]
 
     @staticmethod
     def _file(pixels):

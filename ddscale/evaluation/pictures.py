@@ -1,0 +1,292 @@
+"""`ddscale evaluate`: what a fine-tuned run draws for held-out trials, judged, with every control beside it.
+
+Shape letters: n trials, G pictures (n times the samples of a trial), N shown pictures, H height, W width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from ddscale import recipes
+from ddscale.diffusion.clip import Clip
+from ddscale.diffusion.conditioning import Condition
+from ddscale.diffusion.finetuning import PIPELINE
+from ddscale.diffusion.generate import GenerateSettings, draw, grid_of, seed_of
+from ddscale.diffusion.pictures import as_tensor, decode
+from ddscale.diffusion.pipeline import EEGToImagePipeline, scheduler_named
+from ddscale.diffusion.settings import FinetuneRecipe
+from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given, condition_of
+from ddscale.evaluation.leaks import check_leaks
+from ddscale.evaluation.results import write_json
+from ddscale.evaluation.trials import Trial, Trials
+from ddscale.metrics.class_judge import LARGEST, Accuracy, ClassJudge
+from ddscale.metrics.controls import estimate
+from ddscale.metrics.results import Evaluation
+from ddscale.metrics.retrieval import retrieve
+from ddscale.metrics.suite import ImageMetrics
+from ddscale.metrics.suite import evaluate as judge_pictures
+from ddscale.recipes import Settings
+from ddscale.store import open_store
+from ddscale.stream.pictures import StorePictures
+
+FOLDER = "evaluation"
+RESULTS = "metrics.json"
+EXAMPLES = ("best", "median", "worst")
+_ROWS = 8
+
+Pixels = NDArray[np.uint8]
+
+
+class PictureEvaluation(Settings):
+    """How a fine-tuned run is evaluated."""
+
+    split: Literal["val", "test"] = "test"
+    """Held-out pictures: `test` was never looked at in training, `val` was watched."""
+    trials: int | None = Field(default=None, ge=2)
+    """How many trials, drawn by chance; null: all of the split."""
+    controls: list[Control] = list(CONTROLS)
+    """What else is drawn and judged in the same way; each costs as much as the EEG itself."""
+    generation: GenerateSettings = GenerateSettings()
+    """How pictures are drawn."""
+    metrics: ImageMetrics = ImageMetrics()
+    """How they are judged."""
+    seed: int = 0
+    """Of shuffled EEG and of random weights."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: the run's parts and the held-out trials."""
+
+    recipe: FinetuneRecipe
+    pipeline: EEGToImagePipeline
+    trials: list[Trial]
+    pictures: StorePictures
+    reference: Pixels
+    """(N, 3, H, W) the shown pictures, at the size that is generated."""
+    shown: NDArray[np.int64]
+    """(n,) which of them each trial saw."""
+    rows: NDArray[np.int64]
+    """(N,) their rows in `pictures`."""
+
+
+def evaluate_run(
+    run: str | Path,
+    store: str | Path | None,
+    settings: PictureEvaluation,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> dict[str, Any]:
+    """Draw and judge; writes RUN/evaluation/metrics.json and the grids, and returns what the file holds.
+
+    store: trials with pictures; None: the run's first. Raises LeakageError when what it judges on was trained on,
+    ValueError or FileNotFoundError when there is nothing to judge.
+    """
+    folder = Path(run)
+    pipeline, recipe = load_run(folder)
+    path = store or recipe.data.stores[0]
+    warnings = check_leaks(open_store(path), settings.split)
+    subject = _subject(recipe, pipeline, path, settings)
+    judge, judged_real = _class_judge(subject, path)
+    given: tuple[Given, ...] = ("eeg", *settings.controls)
+    results: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    examples: dict[str, Any] = {}
+    for condition in given:
+        try:
+            states = condition_of(condition, pipeline, subject.trials, recipe.stable_diffusion, settings.seed)
+        except (ValueError, FileNotFoundError) as error:
+            skipped[condition] = str(error)
+            continue
+        drawn = _drawn(subject, states, settings.generation, lambda d, n, c=condition: on_progress(c, d, n))  # type: ignore[misc]
+        evaluation = judge_pictures(
+            drawn, subject.reference, np.repeat(subject.shown, settings.generation.samples), settings.metrics
+        )
+        results[condition] = {"given": MEANING[condition], **evaluation.to_json()}
+        if judge is not None:
+            labels = [subject.pictures.labels[row] for row in subject.rows[subject.shown]]
+            repeated = [label for label in labels for _ in range(settings.generation.samples)]
+            right = judge.right(drawn, repeated)
+            results[condition]["class_accuracy"] = _class_accuracy(right, settings.generation.samples)
+        if condition == "eeg":
+            examples = _write_examples(folder / FOLDER, subject, drawn, evaluation, settings)
+    outcome = {
+        "run": str(folder),
+        "store": str(path),
+        "split": settings.split,
+        "trials": len(subject.trials),
+        "pictures_shown": len(subject.rows),
+        "samples_per_trial": settings.generation.samples,
+        "simulated": _simulated(subject),
+        "warnings": warnings,
+        "settings": settings.model_dump(mode="json"),
+        "class_judge": judged_real,
+        "retrieval": _retrieval(subject),
+        "conditions": results,
+        "skipped_conditions": skipped,
+        "examples": examples,
+    }
+    write_json(folder / FOLDER / RESULTS, outcome)
+    return outcome
+
+
+def load_run(run: Path) -> tuple[EEGToImagePipeline, FinetuneRecipe]:
+    """The generator of a fine-tuned run and the recipe it was trained by.
+
+    Raises FileNotFoundError when the run has none, ValueError when its recipe is of another stage.
+    """
+    if not (run / PIPELINE / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{run} holds no {PIPELINE}/: give the `run:` of a recipe that deepspeed launchers/finetune.py has trained "
+            "to its end."
+        )
+    pipeline = EEGToImagePipeline.from_pretrained(run / PIPELINE)
+    pipeline.set_progress_bar_config(disable=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return pipeline.to(device), recipes.load(run / "recipe.yaml", FinetuneRecipe)
+
+
+def _subject(
+    recipe: FinetuneRecipe, pipeline: EEGToImagePipeline, store: str | Path, settings: PictureEvaluation
+) -> _Subject:
+    held_out = Trials(pipeline.conditioner, store, settings.split, settings.trials)
+    if held_out.pictures is None:
+        raise ValueError(
+            f"{store} holds no pictures: what is generated cannot be held against what was shown."
+        )
+    trials = [trial for trial in held_out if trial.image >= 0]
+    rows, shown = np.unique([trial.image for trial in trials], return_inverse=True)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{store} has {len(rows)} pictures in its {settings.split} split: at least 2 are needed."
+        )
+    size = pipeline.unet.config.sample_size * pipeline.codec.downsampling
+    reference = np.stack([_pixels(held_out.pictures, row, size) for row in rows.tolist()])
+    return _Subject(recipe, pipeline, trials, held_out.pictures, reference, shown.astype(np.int64), rows)
+
+
+def _pixels(pictures: StorePictures, row: int, size: int) -> Pixels:
+    tensor = as_tensor(decode(pictures.read(row), pictures.names[row]), size)
+    return ((tensor + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _drawn(
+    subject: _Subject, states: Condition, settings: GenerateSettings, on_progress: Callable[[int, int], None]
+) -> Pixels:
+    """(G, 3, H, W); the starting noise of a trial's sample is the same under every condition."""
+    pipeline, n = subject.pipeline, len(subject.trials)
+    pipeline.scheduler = scheduler_named(settings.scheduler, pipeline.scheduler)
+    images: list[Image.Image] = []
+    for start in range(0, n, settings.batch_size):
+        part = slice(start, min(start + settings.batch_size, n))
+        condition = Condition(
+            states.hidden_states[part], None if states.time is None else states.time[part], None
+        )
+        seeds = [
+            seed_of(settings.seed, trial, sample)
+            for trial in range(part.start, part.stop)
+            for sample in range(settings.samples)
+        ]
+        images += draw(pipeline, settings, seeds, condition=condition)
+        on_progress(part.stop, n)
+    return np.stack([np.asarray(image.convert("RGB")) for image in images]).transpose(0, 3, 1, 2)
+
+
+def _class_judge(subject: _Subject, store: str | Path) -> tuple[ClassJudge | None, dict[str, Any]]:
+    """A judge that has learned from the store's other pictures, and how well it knows the real held-out ones."""
+    pictures, held_out = subject.pictures, set(subject.rows.tolist())
+    rows = [row for row in range(len(pictures)) if pictures.splits[row] == "train" and row not in held_out]
+    labels = [pictures.labels[row] for row in rows]
+    size = subject.reference.shape[-1]
+    if size > LARGEST or not all(labels):
+        return None, {"skipped": f"it judges labelled pictures of up to {LARGEST} pixels; these have {size}."}
+    try:
+        judge = ClassJudge(np.stack([_pixels(pictures, row, size) for row in rows]), labels)
+    except ValueError as error:
+        return None, {"skipped": str(error)}
+    right = judge.right(subject.reference, [pictures.labels[row] for row in subject.rows])
+    return judge, {
+        "what": "support vector machine on 8 x 8 grey values of real pictures; shares nothing with the generator",
+        "learned_from": judge.learned_from,
+        "classes": len(set(labels)),
+        "chance": 1 / len(set(labels)),
+        "on_real_held_out_pictures": Accuracy.of(right).as_dict(),
+    }
+
+
+def _class_accuracy(right: NDArray[np.bool_], samples: int) -> dict[str, Any]:
+    """Pictures of the right class, with an interval over trials (their samples are not independent)."""
+    if samples == 1:
+        return Accuracy.of(right).as_dict()
+    found = estimate(right.astype(np.float64), np.repeat(np.arange(len(right) // samples), samples))
+    return Accuracy(found.value, found.low, found.high, found.values).as_dict()
+
+
+def _retrieval(subject: _Subject) -> dict[str, Any]:
+    """EEG to image: is the shown picture among those whose CLIP features are nearest to the EEG's?"""
+    conditioner = subject.pipeline.conditioner
+    if conditioner.alignment is None:
+        return {"skipped": "the run was trained without alignment."}
+    if subject.recipe.objective.alignment_target != "image":
+        return {"skipped": "the EEG was aligned with captions, which pictures share."}
+    clip = Clip(subject.recipe.clip_folder)
+    with torch.no_grad():
+        x_BTC = torch.stack([trial.window.x_TC for trial in subject.trials])
+        parts = [conditioner(part.to(conditioner.device)).clip for part in x_BTC.split(64)]
+        queries = torch.cat([part for part in parts if part is not None]).float().cpu().numpy()
+        shown = torch.from_numpy(subject.reference).float() / 127.5 - 1
+        gallery = torch.cat([clip.of_images(part) for part in shown.split(64)]).numpy()
+    found = retrieve(queries, gallery, subject.shown)
+    return {
+        "gallery": found.gallery,
+        "median_rank": found.median_rank,
+        **{
+            f"top_{k}": {"chance": found.chance(k), **asdict(found.accuracy(k, subject.shown))}
+            for k in (1, 5)
+            if k <= found.gallery
+        },
+    }
+
+
+def _simulated(subject: _Subject) -> bool:
+    return any(str(trial.window.facts["dataset"]).startswith("sim") for trial in subject.trials)
+
+
+def _write_examples(
+    folder: Path, subject: _Subject, drawn: Pixels, evaluation: Evaluation, settings: PictureEvaluation
+) -> dict[str, Any]:
+    """Grids of the best, the median and the worst trials by one metric: the shown picture first in each row."""
+    metric = "lpips_alex" if "lpips_alex" in evaluation.per_picture else "ssim"
+    sign = 1 if evaluation[metric].better == "higher" else -1
+    samples = settings.generation.samples
+    of_trial = np.nanmean(evaluation.per_picture[metric].reshape(-1, samples), axis=1)
+    order = np.argsort(-sign * of_trial, kind="stable")
+    middle = max(0, (len(order) - _ROWS) // 2)
+    picked = {"best": order[:_ROWS], "median": order[middle : middle + _ROWS], "worst": order[-_ROWS:]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, trials in picked.items():
+        grid_of(_rows(subject, drawn, trials.tolist(), samples)).save(folder / f"{name}.png")
+    return {"ranked_by": metric, "grids": {name: f"{name}.png" for name in picked}}
+
+
+def _rows(subject: _Subject, drawn: Pixels, trials: Sequence[int], samples: int) -> list[list[Image.Image]]:
+    rows = []
+    for trial in trials:
+        pixels = [subject.reference[subject.shown[trial]], *drawn[trial * samples : (trial + 1) * samples]]
+        rows.append([Image.fromarray(picture.transpose(1, 2, 0)) for picture in pixels])
+    return rows
+
+
+def read_results(run: str | Path) -> dict[str, Any] | None:
+    """What an earlier evaluation of the run found; None when there was none."""
+    path = Path(run) / FOLDER / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
