@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of full sizes run only when the marker is asked for by name."""
+    if "nightly" in config.getoption("markexpr"):
+        return
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="full size, run it with: python -m pytest -m nightly"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real recordings and weights; only tests use it, the project itself never does."""

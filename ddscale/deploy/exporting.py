@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from ddscale.deploy.parity import (
 )
 from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations
 from ddscale.deploy.publishing import published
+from ddscale.deploy.quantisation import KEPT, QUANTISED, quantise_graphs, quantised_names
 from ddscale.deploy.recipe import ExportRecipe
 from ddscale.deploy.reference import PartReference, Reference, draw_latents, refer
 from ddscale.deploy.schedules import TOLERANCE as TABLE_TOLERANCE
@@ -68,8 +70,11 @@ def export(recipe: ExportRecipe, say: Say = lambda line: None) -> list[Path]:
         source = load_source(recipe)
         parts, facts = parts_of(source), facts_of(source, recipe)
         reference = refer(source, parts, recipe, say)
-        written = _write(source, parts, reference, folder, _precisions_to_write(recipe), say)
-        for precision in recipe.precisions:
+        written = _write(source, parts, reference, folder, _in_order(recipe), say)
+        for precision in _in_order(recipe):
+            if precision in QUANTISED:
+                say(f"{precision}: calibrating")
+                quantise_graphs(folder / "fp32", folder / precision, precision, reference)
             compared = _compare(folder / precision, precision, written, reference, say)
             describe(folder / precision, precision, compared, reference, facts)
         for path in folder.iterdir():
@@ -78,8 +83,12 @@ def export(recipe: ExportRecipe, say: Say = lambda line: None) -> list[Path]:
     return [out / precision for precision in recipe.precisions]
 
 
-def _precisions_to_write(recipe: ExportRecipe) -> list[Precision]:
-    return [precision for precision in ("fp32", "fp16") if precision in recipe.precisions]
+def _in_order(recipe: ExportRecipe) -> list[Precision]:
+    """Quantised graphs are made from fp32 ones, which then have to hold as well."""
+    wanted: set[Precision] = {*recipe.precisions}
+    if wanted & {*QUANTISED}:
+        wanted.add("fp32")
+    return [precision for precision in get_args(Precision) if precision in wanted]
 
 
 def _write(
@@ -97,7 +106,7 @@ def _write(
         own = reference.parts[part.name]
         example = {name: torch.from_numpy(value) for name, value in own.inputs.items()}
         written.tolerances[part.name] = part.tolerance
-        for precision in precisions:
+        for precision in [p for p in precisions if p not in QUANTISED]:
             half = precision == "fp16"
             if half:
                 say(f"{part.name}: activations, and PyTorch in fp16")
@@ -138,10 +147,10 @@ def _compare(
     for name, own in reference.parts.items():
         say(f"{name}: {precision} in ONNX Runtime")
         half = written.half.get(name)
-        graphs[name] = describe_graph(
-            folder / f"{name}.onnx", precision, half.range.largest if half else None
-        )
-        limits[name] = limit_for(precision, written.tolerances[name])
+        own_precision: Precision = "fp32" if precision in QUANTISED and name in KEPT else precision
+        largest = half.range.largest if half else None
+        graphs[name] = describe_graph(folder / f"{name}.onnx", own_precision, largest)
+        limits[name] = limit_for(own_precision, written.tolerances[name])
         if precision == "fp16" and half is not None:
             where = f"largest activation in fp32 ({half.range.where})"
             checks.hold(where, half.range.largest, ACTIVATION_LIMIT, name)
@@ -152,7 +161,14 @@ def _compare(
     for table, difference in reference.tables:
         label = f"table of {table.scheduler} with {table.steps} steps, relative L2 to diffusers"
         checks.hold(label, difference, TABLE_TOLERANCE)
-    return Compared(graphs, limits, checks.finish(precision), written.names.get(precision, {}))
+    names = written.names.get(precision) or {
+        name: quantised_names(written.names["fp32"][name], folder / f"{name}.onnx") for name in graphs
+    }
+    notes: tuple[str, ...] = ()
+    if precision in QUANTISED:
+        kept = ", ".join(name for name in graphs if name in KEPT) or "nothing else"
+        notes = (f"{precision}: matrix products and convolutions of encoder and U-Net; in fp32: {kept}",)
+    return Compared(graphs, limits, checks.finish(precision), names, notes)
 
 
 def _compare_end_to_end(

@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 # Relative L2 to PyTorch's fp32. fp32 has a limit for each graph; quantised graphs are as good as calibration allows,
 # and these limits tell a graph that is broken from one that is coarse.
-LIMITS: dict[Precision, float] = {"fp16": 5e-3, "int8": 0.15, "fp8": 0.15}
+LIMITS: dict[Precision, float] = {"fp16": 5e-3, "int8": 0.15, "fp8": 0.25}
 END_TO_END_LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5, "fp8": 0.5}
 # How much a golden replay on another machine may differ more than here.
 _ELSEWHERE: dict[Precision, float] = {"fp32": 10.0, "fp16": 2.0, "int8": 1.5, "fp8": 1.5}

@@ -25,6 +25,9 @@ def published(out: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in sorted(temporary.rglob("*"), reverse=True):
+            if path.is_file():
+                # Libraries write some for this user alone; a server runs as another.
+                path.chmod(0o644)
             _sync(path)
         _sync(temporary)
         _swap(temporary, out)
