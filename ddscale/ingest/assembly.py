@@ -193,7 +193,11 @@ class Assembly:
 
 
 def _changed(recording: Recording, staged: StagedRecording) -> str:
-    now = "holds another signal" if staged.status == "kept" else f"cannot be used any more ({staged.reason})"
+    now = (
+        "holds another signal, or other trials,"
+        if staged.status == "kept"
+        else f"cannot be used any more ({staged.reason})"
+    )
     return (
         f"{recording.path} has changed since it was stored and {now}. The store keeps what it has, since a sealed "
         "shard never changes: ingest into a new folder to take the new file."

@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Processed:
-    """A whole recording in the scratch file. content: hash of all its values, kept or not."""
+    """A whole recording in the scratch file. content: hash of all its values, kept or not, and of its trials."""
 
     pieces: Sequence[Piece | PlacedTrial]
     rejected: list[RejectedStretch]
@@ -153,6 +153,8 @@ def _run(
             ProcessedSpan(*span, stop - start, start, cells)
             for span, (start, stop), cells in zip(spans, itertools.pairwise(written), judged, strict=True)
         ]
+        # The same signal with other trials is another recording: what is kept of it differs.
+        digest.update(repr(opened.trials).encode())
         kept, rejected_trials = trials.place(opened, processed, holes, content)
         return Processed(kept, rejected_trials, digest.hexdigest(), quantiser.largest_error)
     pieces: list[Piece] = []

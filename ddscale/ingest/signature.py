@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 # Where a small header names a big file of samples beside it, it is the latter that is cut off or replaced.
@@ -10,8 +11,9 @@ _SAMPLES_BESIDE = {".vhdr": (".eeg", ".dat"), ".set": (".fdt",), ".head": (".dat
 NO_FILE = (0, 0)
 
 
-def signature(path: str) -> tuple[int, int]:
-    """Size in bytes and latest time of change in ns of what lies at `path`; NO_FILE where nothing does."""
+def signature(path: str, others: Sequence[str] = ()) -> tuple[int, int]:
+    """Size in bytes and latest time of change in ns of what lies at `path`, and of the files `others` with it; NO_FILE
+    where nothing does."""
     place = Path(path)
     if place.is_dir():
         files = [member for member in place.rglob("*") if member.is_file()]
@@ -21,4 +23,5 @@ def signature(path: str) -> tuple[int, int]:
     found = [file.stat() for file in files]
     if not found:
         return NO_FILE
+    found += [Path(other).stat() for other in others if Path(other).is_file()]
     return sum(stat.st_size for stat in found), max(stat.st_mtime_ns for stat in found)

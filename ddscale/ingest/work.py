@@ -46,7 +46,7 @@ class Known:
 
     def unchanged(self, recording: Recording) -> bool:
         """A source that is no longer there, or never was a file, counts as unchanged."""
-        now = signature(recording.path)
+        now = signature(recording.path, recording.beside)
         return now == NO_FILE or now == (self.size_bytes, self.mtime_ns)
 
 
@@ -118,5 +118,5 @@ def _step(store: Path, recording: Recording, state: State, blocked: Blocklist, s
         return Step.PROCESS
     if name in state.sealed_records:
         return Step.TAKE  # part of it is in a shard; that its file has changed is found by the next ingest
-    same = signature(recording.path) in (NO_FILE, (staged.size_bytes, staged.mtime_ns))
+    same = signature(recording.path, recording.beside) in (NO_FILE, (staged.size_bytes, staged.mtime_ns))
     return Step.TAKE if same else Step.PROCESS

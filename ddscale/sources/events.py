@@ -113,7 +113,7 @@ def list_events(source: EventsSource) -> Listing:
             f"{min(by_path)}."
         )
     recordings = [
-        _with(recording, _TableEvents(tuple(table.events[path])))
+        _with(recording, _TableEvents(tuple(table.events[path])), (source.csv,))
         for path, recording in sorted(by_path.items())
         if path in table.events
     ]
@@ -291,7 +291,9 @@ def to_trials(events: Sequence[Event], sfreq: float) -> list[Trial]:
     return trials
 
 
-def _with(recording: Recording, trials: Callable[[OpenRecording], list[Trial]]) -> Recording:
+def _with(
+    recording: Recording, trials: Callable[[OpenRecording], list[Trial]], beside: tuple[str, ...] = ()
+) -> Recording:
     return Recording(
         dataset=recording.dataset,
         subject=recording.subject,
@@ -299,6 +301,7 @@ def _with(recording: Recording, trials: Callable[[OpenRecording], list[Trial]]) 
         path=recording.path,
         size_bytes=recording.size_bytes,
         opener=partial(open_with_trials, recording.opener, trials),
+        beside=beside,
     )
 
 

@@ -49,7 +49,7 @@ def open_with_mne(path: Path, format_name: str, statements: Statements) -> OpenR
     """
     companions.check(path, format_name)
     with quiet():
-        raw = _read(path, format_name)
+        raw = read_raw(path, format_name)
         units = _header_units(path, format_name, raw)
         reference = companions.brainvision_reference(path) if format_name == "BrainVision" else None
         recording = from_raw(raw, str(path), format_name, units, statements, reference)
@@ -152,7 +152,8 @@ def explained(path: Path, format_name: str) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path, format_name: str) -> mne.io.BaseRaw:
+def read_raw(path: Path, format_name: str) -> mne.io.BaseRaw:
+    """The file as MNE's reader of its format gives it, not loaded. Raises ValueError naming file, cause and remedy."""
     with explained(path, format_name):
         if format_name == "Neuroscan CNT":
             return _read_neuroscan(path)

@@ -67,6 +67,7 @@ class Recording:
     id: unique within the dataset, only letters, digits, `_` and `-`; the same on every listing.
     path: what messages show: a path, or a place inside a public dataset.
     size_bytes: on disk, or an estimate where the data is not there yet; for balancing work, not for checks.
+    beside: paths of other files that say what is in it, such as a table of trials.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class Recording:
     path: str
     size_bytes: int
     opener: Callable[[], OpenRecording] = field(repr=False)
+    beside: tuple[str, ...] = ()
 
     def open(self) -> OpenRecording:
         """Open for reading; use as a context manager.
