@@ -21,7 +21,7 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
-STAGES = ("ingest", "pretrain", "finetune", "grid")
+STAGES = ("ingest", "pretrain", "finetune", "grid", "export")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
 SetOption = Annotated[
@@ -281,6 +281,10 @@ def recipe_model(stage: str) -> type[Any]:
         from ddscale.diffusion.settings import FinetuneRecipe
 
         return FinetuneRecipe
+    if stage == "export":
+        from ddscale.deploy.recipe import ExportRecipe
+
+        return ExportRecipe
     raise ValueError(f"No stage is called {stage!r}: there are {', '.join(STAGES)}.")
 
 
