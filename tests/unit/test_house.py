@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "training": {"stream", "models", "recipes"},
     "diffusion": {"models", "stream", "training", "recipes"},
     "metrics": {"recipes"},
+    "deploy": {"models", "diffusion", "recipes"},
     "evaluation": {"metrics", "models", "stream", "store", "training", "diffusion", "recipes"},
     "recipes": set(),
 }
@@ -73,6 +74,11 @@ def test_rooms_import_only_what_the_design_allows(path):
         "ddscale.store",
         "ddscale.ingest",
         "ddscale.training.settings",
+        "ddscale.deploy.recipe",
+        "ddscale.deploy.manifest",
+        "ddscale.deploy.engines",
+        "ddscale.deploy.replaying",
+        "ddscale.deploy.runtime",
     ],
 )
 def test_importing_what_needs_no_torch_does_not_load_it(module):
