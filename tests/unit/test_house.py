@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "training": {"stream", "models", "recipes"},
     "diffusion": {"models", "stream", "training", "recipes"},
     "metrics": {"recipes"},
-    "deploy": {"models", "diffusion", "recipes"},
+    "deploy": {"models", "diffusion", "signal", "recipes"},
     "evaluation": {"metrics", "models", "stream", "store", "training", "diffusion", "recipes"},
     "recipes": set(),
 }
