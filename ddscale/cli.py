@@ -21,7 +21,7 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
-STAGES = ("ingest", "pretrain", "finetune", "grid", "export")
+STAGES = ("ingest", "pretrain", "finetune", "probe", "grid", "export")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
 SetOption = Annotated[
@@ -118,6 +118,25 @@ def reconstruct(
     else:
         reconstruction_table(found, channels)
         print(f"results: {run / 'evaluation' / 'reconstruction.json'}")
+
+
+@app.command()
+def probe(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Labelled trials, one subject left out: pretrained and random encoders, baselines and controls in one table."""
+    from ddscale import recipes
+    from ddscale.evaluation.probe_recipe import ProbeRecipe
+    from ddscale.evaluation.probing import probe as evaluate
+    from ddscale.reporting.evaluations import probe_table
+    from ddscale.reporting.progress import Progress
+
+    settings = recipes.load(recipe, ProbeRecipe, set_ or ())
+    with Progress("fits") as progress:
+        found = evaluate(settings, on_progress=progress.update)
+    if json_:
+        _print_json(found)
+    else:
+        probe_table(found)
+        print(f"results: {settings.out}/probe.json")
 
 
 @app.command()
@@ -273,6 +292,10 @@ def recipe_model(stage: str) -> type[Any]:
         from ddscale.training.settings import PretrainRecipe
 
         return PretrainRecipe
+    if stage == "probe":
+        from ddscale.evaluation.probe_recipe import ProbeRecipe
+
+        return ProbeRecipe
     if stage == "grid":
         from ddscale.evaluation.grid_recipe import GridRecipe
 

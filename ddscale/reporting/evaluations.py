@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from ddscale.reporting.tables import wide_console
@@ -55,6 +56,72 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "none"
     return f"{value:.2f}" if abs(value) < 99.5 else f"{value:.3g}"
+
+
+def probe_table(found: Mapping[str, Any]) -> None:
+    """What `ddscale.evaluation.probing.probe` found: a row per method, a column per held-out subject."""
+    screen = wide_console()
+    classes = ", ".join(f"{name} {count}" for name, count in found["classes"].items())
+    screen.print(
+        f"{found['store']}: {found['trials']} trials of {found['trial_s']:g} s, {len(found['subjects'])} subjects, "
+        f"{len(found['channels'])} channels; {classes}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(
+        title="accuracy, %, each subject left out in turn", title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("method", overflow="fold")
+    for heading in ("all [95 %]", "shuffled labels", "over seeds"):
+        table.add_column(heading, justify="right")
+    for subject in found["subjects"]:
+        table.add_column(subject["short"], justify="right")
+    chance = found["chance"]
+    for name in ("uniform", "majority"):
+        table.add_row(f"chance, {name}", _percent(chance[name]), *[""] * (2 + len(found["subjects"])))
+    for method in found["methods"]:
+        seeds = method["by_repetition"]
+        table.add_row(
+            method["name"],
+            escape(_percents(method["accuracy"])),
+            escape(_percents(method["shuffled"])),
+            f"{_percent(min(seeds))} to {_percent(max(seeds))}" if len(seeds) > 1 else "",
+            *(_percent(one["accuracy"]) for one in method["by_subject"]),
+        )
+    screen.print(table)
+    for gain in found["pretraining_gains"]:
+        screen.print(
+            f"{gain['method']}: {_percents(gain['accuracy'], signed=True)} points over {gain['over']}",
+            markup=False,
+            soft_wrap=True,
+        )
+    for name, note in {
+        method["name"].partition(",")[0]: _note(method) for method in found["methods"]
+    }.items():
+        if note:
+            screen.print(f"{name}: {note}", markup=False, soft_wrap=True)
+    for subject in found["subjects"]:
+        recordings = ", ".join(subject["recordings"])
+        screen.print(
+            f"{subject['short']}: {subject['trials']} trials of {recordings}", markup=False, soft_wrap=True
+        )
+    for note in found["notes"]:
+        screen.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _note(method: Mapping[str, Any]) -> str:
+    return str(method["pretraining"]["note"] if method["pretraining"] else method["note"])
+
+
+def _percents(estimate: Mapping[str, float | None], signed: bool = False) -> str:
+    shown = [_percent(estimate[key], signed) for key in ("value", "low", "high")]
+    return shown[0] if estimate["low"] is None else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _percent(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "none"
+    return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
 
 
 def grid_table(compared: Mapping[str, Any]) -> None:
@@ -147,7 +214,9 @@ def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
     for name, first in conditions[0]["metrics"].items():
         results = [of["metrics"].get(name) for of in conditions]
         values = [
-            "" if result is None else _with_interval(result["estimate"] or {"value": result["value"], "low": None})
+            ""
+            if result is None
+            else _with_interval(result["estimate"] or {"value": result["value"], "low": None})
             for result in results
         ]
         arrow = {"higher": "↑", "lower": "↓"}[first["better"]]
