@@ -153,6 +153,13 @@ class WindowIndex:
                 f"{names} holds no trials, only continuous recordings: set data.cut: sliding, or ingest a source that "
                 "says what was presented when (`events`, for example)."
             )
+        if self.trials and not any(
+            ((store.split == SPLITS.index(self.split)) & store.is_trial).any() for store in self._stores
+        ):
+            return (
+                f"Split {self.split!r} of {names} has no trial. Set the ingest recipe's splits so that pictures or "
+                "subjects fall into it (splits.val_images, splits.test_images), and run the ingest again."
+            )
         lengths = [
             np.where(store.split == SPLITS.index(self.split), store.samples, 0) for store in self._stores
         ]
@@ -166,13 +173,6 @@ class WindowIndex:
             return (
                 f"Split {self.split!r} of {names} has no record (records by split: {there}). Ingest more subjects, "
                 "or set the ingest recipe's split fractions or subjects so that some fall into it."
-            )
-        if self.trials and not any(
-            ((store.split == SPLITS.index(self.split)) & store.is_trial).any() for store in self._stores
-        ):
-            return (
-                f"Split {self.split!r} of {names} has no trial. Set the ingest recipe's splits so that pictures or "
-                "subjects fall into it (splits.val_images, splits.test_images), and run the ingest again."
             )
         if self.trials or longest >= self.window_samples:
             return (
