@@ -28,11 +28,11 @@ LENGTH, WIDTH = 2, 3
 LATENT = (2, 4, 4)
 
 
-def tiny_folder(folder: Path) -> Path:
+def tiny_folder(folder: Path, channels: int = CHANNELS, samples: int = SAMPLES) -> Path:
     """A folder that the runtime loads: its pictures depend on EEG, seed, guidance and step."""
     (folder / "schedules").mkdir(parents=True)
     random = np.random.default_rng(0)
-    flat = CHANNELS * SAMPLES
+    flat = channels * samples
     graphs = {
         "eeg_encoder": _graph(
             [
@@ -41,7 +41,7 @@ def tiny_folder(folder: Path) -> Path:
                 ("Tanh", ["mixed"], ["bounded"], {}),
                 ("Reshape", ["bounded", "states"], ["encoder_hidden_states"], {}),
             ],
-            {"eeg": ("batch", CHANNELS, SAMPLES)},
+            {"eeg": ("batch", channels, samples)},
             {"encoder_hidden_states": ("batch", LENGTH, WIDTH)},
             {
                 "flat": np.array([-1, flat]),
@@ -86,7 +86,7 @@ def tiny_folder(folder: Path) -> Path:
         infos[name] = _info(model, folder / f"{name}.onnx")
     np.savez(folder / "constants.npz", null_hidden_states=np.zeros((1, LENGTH, WIDTH), np.float32))
     schedules = []
-    for name, steps in (("ddim", 2), ("ddim", 50), ("lcm", 3)):
+    for name, steps in (("ddim", 2), ("ddim", 50), ("ddim", 1000), ("lcm", 3)):
         table = _table(name, steps)
         file = table.save(folder / "schedules" / f"{name}-{steps}.npz").relative_to(folder).as_posix()
         schedules.append(ScheduleInfo(name, steps, file, 0.0))
@@ -102,8 +102,8 @@ def tiny_folder(folder: Path) -> Path:
         graphs=infos,
         files=files,
         sfreq=SFREQ,
-        channels=CHANNELS,
-        samples=SAMPLES,
+        channels=channels,
+        samples=samples,
         preprocessing=None,
         normalisation={"kind": "zscore"},
         latent=LatentInfo(*LATENT, downsampling=2),
@@ -121,10 +121,10 @@ def tiny_folder(folder: Path) -> Path:
     return folder
 
 
-def eeg(windows: int = 1, seed: int = 0) -> np.ndarray:
+def eeg(windows: int = 1, seed: int = 0, channels: int = CHANNELS, samples: int = SAMPLES) -> np.ndarray:
     """Windows (B, C, T) float32 that the tiny folder takes: 20 µV."""
     random = np.random.default_rng(seed)
-    return (random.standard_normal((windows, CHANNELS, SAMPLES)) * 20).astype(np.float32)
+    return (random.standard_normal((windows, channels, samples)) * 20).astype(np.float32)
 
 
 def _table(name: str, steps: int) -> Table:

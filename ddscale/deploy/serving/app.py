@@ -34,6 +34,7 @@ from ddscale.deploy.serving.queue import AbandonedError, Place, Queue, QueueFull
 
 _log = logging.getLogger("ddscale.serving")
 _CLIENT_GONE = 499
+# Of a body that comes while the model, and so what a body may be, is not known.
 _DRAIN_BYTES = 2**20
 
 
@@ -71,7 +72,9 @@ def make_app(
         began = time.perf_counter()
         incoming = Incoming(request)
         response = await service.answer(request, incoming, asked)
-        if response.status_code >= 400 and not await incoming.drain(_DRAIN_BYTES):
+        # What has not come in time is not waited for again.
+        drained = response.status_code != 408 and await incoming.drain(service.longest_body())
+        if response.status_code >= 400 and not drained:
             response.headers["Connection"] = "close"
         service.metrics.answered(response.status_code, time.perf_counter() - began)
         return response
@@ -118,6 +121,12 @@ class _Service:
         self.model: EEGToImage | None = None
         self.why_not_ready = "the model is being loaded: come again in some seconds."
 
+    def longest_body(self) -> int:
+        """Bytes that no right body exceeds."""
+        if self.model is None:
+            return _DRAIN_BYTES
+        return NpyBody.longest(self.model.manifest, self.limits.max_pictures)
+
     async def load(self, load: Callable[[], EEGToImage], on_failure: Callable[[Exception], None]) -> None:
         try:
             self.model = await asyncio.to_thread(load)
@@ -130,7 +139,7 @@ class _Service:
         if (model := self.model) is None:
             return _error(503, self.why_not_ready, retry_after_s=5)
         try:
-            self._check_head(request, model)
+            self._check_head(request)
             model.table(asked.scheduler, asked.steps)
             with self.queue.place() as place:
                 return await self._draw(incoming, asked, model, place)
@@ -151,14 +160,14 @@ class _Service:
             _log.exception("drawing failed")
             return _error(500, "drawing failed: the service's log says why. The request may be sent again.")
 
-    def _check_head(self, request: Request, model: EEGToImage) -> None:
+    def _check_head(self, request: Request) -> None:
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind.startswith("multipart/") or request.headers.get("content-encoding", "identity") != "identity":
             raise BodyError(
                 415, "send the .npy itself as the body, neither as a form nor compressed (--data-binary)."
             )
         announced = request.headers.get("content-length", "0")
-        longest = NpyBody.longest(model.manifest, self.limits.max_pictures)
+        longest = self.longest_body()
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > longest):
             raise BodyError(
                 413,
@@ -195,6 +204,8 @@ class _Service:
         left_s = max(0.0, deadline - time.monotonic())
         try:
             await asyncio.wait({drawing, leaving}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if drawing.cancelled():
+                raise AbandonedError
             if drawing.done():
                 packed, timings = drawing.result()
                 self.metrics.drew(timings)

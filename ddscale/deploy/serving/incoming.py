@@ -26,6 +26,7 @@ class Incoming:
         """The next bytes, maybe none. Raises GoneError when the client has closed the connection."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
+            self.may_drain = False
             raise GoneError
         self.ended = not message.get("more_body", False)
         return bytes(message.get("body", b""))

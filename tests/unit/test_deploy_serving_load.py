@@ -1,0 +1,184 @@
+"""The service as a process of its own, over real connections: many clients at once, clients that go, its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("httpx")
+
+import httpx
+from deployed import eeg, tiny_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANNELS, SAMPLES = 64, 512
+CLIENTS, PLACES = 200, 8
+MIB = 2**20
+
+
+class Server:
+    """`python -m ddscale.deploy.serving` on a port of its own choice."""
+
+    def __init__(self, folder, *options):
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "ddscale.deploy.serving",
+                str(folder),
+                "--port",
+                "0",
+                "--threads",
+                "1",
+                *options,
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        self.said = []
+        while not (found := re.search(r"running on (http://\S+)", self.said[-1] if self.said else "")):
+            line = self.process.stderr.readline()
+            assert line, "".join(self.said)
+            self.said.append(line)
+        self.url = found.group(1)
+        while httpx.get(f"{self.url}/ready").status_code != 200:
+            time.sleep(0.05)
+
+    def counts(self):
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def memory(self):
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def stop(self):
+        """Ask it to stop; returns the rest of what it said."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.communicate(timeout=30)[1]
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("served") / "fp32", CHANNELS, SAMPLES)
+
+
+@pytest.fixture
+def server(folder):
+    server = Server(folder, "--places", str(PLACES))
+    yield server
+    server.stop()
+
+
+def body_of(windows):
+    buffer = io.BytesIO()
+    np.save(buffer, eeg(windows, channels=CHANNELS, samples=SAMPLES))
+    return buffer.getvalue()
+
+
+def test_of_two_hundred_clients_at_once_none_is_lost_and_memory_is_bounded(server):
+    body = body_of(16)
+    assert len(body) > 2 * MIB
+    turned_away = 0
+
+    async def ask(client, number):
+        nonlocal turned_away
+        while True:
+            answer = await client.post(f"{server.url}/generate", params={"seed": number}, content=body)
+            if answer.status_code != 429:
+                return answer
+            turned_away += 1
+            # A client obeys; here in hundredths, for the test not to take minutes.
+            await asyncio.sleep(int(answer.headers["retry-after"]) / 20)
+
+    async def all_at_once():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=100) as client:
+            return await asyncio.gather(*(ask(client, number) for number in range(CLIENTS)))
+
+    httpx.post(f"{server.url}/generate", content=body)
+    before = server.memory()
+    answers = asyncio.run(all_at_once())
+    after = server.memory()
+    assert [answer.status_code for answer in answers] == [200] * CLIENTS
+    assert len({answer.content for answer in answers}) == CLIENTS
+    assert turned_away > 0
+    # Without the limit the bodies alone would be 200 times 2 MiB. With it: places, and a buffer for each connection.
+    print(f"memory grew by {(after - before) / MIB:.0f} MiB; {turned_away} times turned away")
+    assert after - before < 150 * MIB
+    counts = server.counts()
+    assert counts['ddscale_requests_total{status="200"}'] == CLIENTS + 1
+    assert counts['ddscale_requests_total{status="429"}'] == turned_away
+    assert counts["ddscale_queue_taken"] == 0
+
+
+def test_clients_that_go_away_free_their_places(server):
+    body = body_of(16)
+    head = f"POST /generate?steps=1000 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+    async def come_and_go(piece):
+        _, writer = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
+        writer.write(head + piece)
+        await writer.drain()
+        while server_taken() < 1:
+            await asyncio.sleep(0.01)
+        writer.close()
+
+    def server_taken():
+        return server.counts()["ddscale_queue_taken"]
+
+    async def several():
+        await asyncio.gather(*(come_and_go(piece) for piece in (body[:1000], body, body, body, body)))
+
+    asyncio.run(several())
+    deadline = time.monotonic() + 60
+    while server_taken() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    counts = server.counts()
+    assert counts["ddscale_queue_taken"] == 0
+    assert counts['ddscale_requests_total{status="499"}'] >= 4
+    assert counts["ddscale_unet_calls_total"] < 4 * 2000
+    assert httpx.post(f"{server.url}/generate", content=body).status_code == 200
+
+
+def test_it_stops_when_told(folder):
+    assert "Application shutdown complete" in Server(folder).stop()
+
+
+@pytest.mark.parametrize("made", ["nothing", "damaged"])
+def test_a_folder_that_cannot_be_served_ends_it_with_one_line(tmp_path, made):
+    folder = tmp_path / "fp32"
+    if made == "damaged":
+        tiny_folder(folder)
+        (folder / "unet.onnx").write_bytes(b"0")
+    done = subprocess.run(
+        [sys.executable, "-m", "ddscale.deploy.serving", str(folder), "--port", "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(
+        r"error: .*(no manifest\.json in .*to_onnx\.py|unet\.onnx has 1 bytes.*export again)", last
+    ), last
