@@ -13,8 +13,8 @@ class LinearProbe(Settings):
     """Logistic regression on what the frozen encoder gives."""
 
     features: list[Literal["mean", "mean_std"]] = Field(default=["mean", "mean_std"], min_length=1)
-    """Of a window's tokens their mean, or mean and standard deviation over time, which keeps how strongly they go to and
-    fro; of several windows of a trial, the average. Each is a row of the table: the better is not picked afterwards."""
+    """Of a window's tokens their mean, or mean and standard deviation over time, which keeps how strongly they go to
+    and fro; of several windows of a trial, the average. Each is a row of the table: none is picked afterwards."""
 
     regularisation: list[float] = Field(default=[1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], min_length=1)
     """Inverse strengths (scikit-learn's C) to choose from, by leaving out one training subject after another."""
