@@ -93,7 +93,9 @@ def read_trials(recipe: ProbeRecipe) -> LabelledTrials:
     start_N = table["start"].to_numpy()[rows] / store.sfreq + begin / store.sfreq
     recording_N, dataset_N = names["recording"][rows].astype(str), names["dataset"][rows].astype(str)
     label_N = np.array([classes.index(name) for name in names["label"][rows]])
-    warning = block_design_warning(label_N, np.char.add(dataset_N, recording_N), start_N)
+    where = np.char.add(np.char.add(dataset_N, "/"), recording_N)
+    warning = block_design_warning(label_N, where, start_N)
+    blocks = [warning] if warning else _classes_in_blocks(classes, label_N, where, start_N)
     return LabelledTrials(
         store=store,
         x_NTC=x_NTC,
@@ -106,7 +108,7 @@ def read_trials(recipe: ProbeRecipe) -> LabelledTrials:
         dataset_N=dataset_N,
         recording_N=recording_N,
         start_N=start_N,
-        notes=[*notes, *([warning] if warning else [])],
+        notes=[*notes, *blocks],
     )
 
 
@@ -175,3 +177,27 @@ def _common_channels(
     if left:
         notes.append(f"channels that some trials lack were left out: {', '.join(left)}.")
     return kept, [[names.index(name) for name in kept] for names in named]
+
+
+def _classes_in_blocks(
+    classes: list[str], label_N: NDArray[np.int64], where_N: NDArray[np.str_], start_N: NDArray[np.float64]
+) -> list[str]:
+    """A note for each class whose trials were mostly presented one after another, though other classes were not."""
+    followers = np.zeros(len(classes), np.int64)
+    own = np.zeros(len(classes), np.int64)
+    by_chance = np.zeros(len(classes))
+    for name in np.unique(where_N):
+        inside = np.flatnonzero(where_N == name)
+        shown = label_N[inside[np.argsort(start_N[inside], kind="stable")]]
+        counts = np.bincount(shown, minlength=len(classes))
+        followers += np.bincount(shown[1:], minlength=len(classes))
+        own += np.bincount(shown[1:][shown[1:] == shown[:-1]], minlength=len(classes))
+        by_chance += counts * (counts - 1) / max(len(shown), 1)
+    clumping = (own - by_chance) / np.maximum(followers - by_chance, 1e-9)
+    return [
+        f"{name}: {own[number]} of {followers[number]} trials follow one of their own class, where a random order "
+        f"would give {by_chance[number]:.0f}: slow changes over a recording may tell this class as well as the EEG's "
+        f"response to it. `labels` without it gives the others alone."
+        for number, name in enumerate(classes)
+        if clumping[number] > 0.5 and own[number] > 3
+    ]

@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from ddscale import recipes
+from ddscale.cli import recipe_model
 from ddscale.evaluation import grid
 from ddscale.evaluation.comparison import measure
 from ddscale.evaluation.grid import run_grid
 from ddscale.evaluation.grid_recipe import GridRecipe
 from ddscale.recipes import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = {"loss": "loss", "score": "evaluation/found.json#/by/a~1b/0"}
 
 
@@ -205,3 +207,25 @@ def test_the_variants_recipe_is_written_where_it_can_be_repeated_from(place):
     assert yaml.safe_load((place / "grid" / "a.yaml").read_text()) == {
         "stage": "pretrain", "run": "grid/a", "lr": 2.5, "steps": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "grid").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_variant_of_a_shipped_grid_is_a_valid_recipe_and_its_stage_can_be_launched(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shipped = recipes.load(path, GridRecipe)
+    stage = recipes.stage_of(recipes.read(shipped.base), shipped.base)
+    assert grid.launcher_of(stage).is_file()
+    model = recipe_model(stage)
+    resolved = {
+        json.dumps(
+            recipes.check(recipes.read(shipped.base, run.overrides), model, run.run_name).model_dump(
+                mode="json"
+            )
+        )
+        for run in shipped.runs()
+    }
+    assert len(resolved) == len(
+        shipped.runs()
+    )  # an override that changes nothing would compare a recipe with itself

@@ -93,6 +93,18 @@ def test_trials_are_the_stores_with_their_labels_subjects_and_times(store, trial
     assert later.start_N[0] % 3 == 0.5
 
 
+def test_one_class_in_a_block_among_others_in_random_order_is_pointed_out(tmp_path):
+    def rest_first(subject: str) -> ArrayRecording:
+        made = recording(subject)
+        order = np.argsort([trial.label != "rest" for trial in made.trials], kind="stable")
+        records = [(made.records[place][0], made.records[from_][1]) for place, from_ in enumerate(order)]
+        return dataclasses.replace(made, records=records, trials=[made.trials[from_] for from_ in order])
+
+    write_store(tmp_path / "store", [rest_first(subject) for subject in SUBJECTS], sfreq=SFREQ)
+    (note,) = read_trials(recipe_of(tmp_path / "store")).notes
+    assert note.startswith("rest: 28 of 28 trials follow one of their own class")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
