@@ -19,7 +19,6 @@ import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCHER = ROOT / "launchers" / "pretrain.py"
 TINY = {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0,
         "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "n_channels": 16, "n_samples": 128}  # fmt: skip
 
@@ -107,7 +106,11 @@ def launched(
     run.parent.mkdir(parents=True, exist_ok=True)
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
-    script = [str(LAUNCHER), str(path), *(part for setting in sets for part in ("--set", setting))]
+    script = [
+        str(ROOT / "launchers" / f"{recipe['stage']}.py"),
+        str(path),
+        *(part for setting in sets for part in ("--set", setting)),
+    ]
     port = str(free_port())
     common = {
         **os.environ,

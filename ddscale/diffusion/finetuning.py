@@ -244,7 +244,8 @@ class Finetuning:
         predicted: Prediction = engine(given.x_BTC, dropped_B, *noisy)
         if noised is not None and predicted.noise is not None:
             noise_B = noise_errors(predicted.noise, noised, self._levels, objective.min_snr_gamma)
-        if weights.alignment and predicted.clip is not None and given.features_BD is not None:
+        # Also where it does not count: at ZeRO-3 DeepSpeed would go on using the last gradient of a part that has none.
+        if predicted.clip is not None and given.features_BD is not None:
             if objective.alignment == "infonce":
                 alignment_B = contrastive_errors(
                     predicted.clip, given.features_BD, given.images_B, given.valid_B, objective.temperature
