@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Literal
 
@@ -168,6 +169,13 @@ class IngestRecipe(Settings):
             )
         return self
 
+    @property
+    def effective_quality(self) -> Quality:
+        """`quality`, without the limits in µV where the sources are in another unit."""
+        if unit_of(self.sources[0]) == MICROVOLT:
+            return self.quality
+        return self.quality.model_copy(update={"flat_uV": 0.0, "amplitude_uV": sys.float_info.max})
+
     def store_format(self) -> StoreFormat:
         """What every record of this recipe's store has in common."""
         return StoreFormat(
@@ -181,7 +189,7 @@ class IngestRecipe(Settings):
             chunk_samples=max(1, round(self.storage.chunk_s * self.preprocessing.sfreq)),
             channel_kinds=list(self.storage.channel_kinds),
             filters=self.preprocessing.model_dump(mode="json"),
-            quality=self.quality.model_dump(mode="json"),
+            quality=self.effective_quality.model_dump(mode="json"),
             salt_check=salt_check(self.salt),
             unit=unit_of(self.sources[0]),
         )

@@ -86,7 +86,7 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
             or not _same_terms(store, terms)
         ):
             layout.write_bytes(format_note, content.model_dump_json().encode())
-            job = Job(os.fspath(store), content, recipe.preprocessing, recipe.quality, recipe.salt)
+            job = Job(os.fspath(store), content, recipe.preprocessing, recipe.effective_quality, recipe.salt)
             work = sum(step in (Step.PROCESS, Step.COMPARE) for _, step in todo)
             assembly = Assembly(job, todo, state)
             with open_pool(recipe.workers, recipe.scheduler, work) as pool:

@@ -15,14 +15,17 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ddscale.sources.alljoined import AlljoinedSource, list_alljoined
 from ddscale.sources.arrays import ArraysSource, list_arrays
 from ddscale.sources.bids import BidsSource, list_bids
 from ddscale.sources.events import EventsSource, list_events
 from ddscale.sources.files import FilesSource, list_files
+from ddscale.sources.imagenet_eeg import ImageNetEEGSource, list_imagenet_eeg
 from ddscale.sources.moabb import MoabbSource, list_moabb
 from ddscale.sources.recording import Listing, OpenRecording, Picture, Recording, Trial
 from ddscale.sources.simulated import SimulatedSource, list_simulated
 from ddscale.sources.simulated_evoked import SimulatedEvokedSource, list_simulated_evoked
+from ddscale.sources.things_eeg2 import ThingsEEG2Source, list_things_eeg2
 
 SourceSettings = Annotated[
     FilesSource
@@ -30,16 +33,21 @@ SourceSettings = Annotated[
     | BidsSource
     | MoabbSource
     | EventsSource
+    | ImageNetEEGSource
+    | ThingsEEG2Source
+    | AlljoinedSource
     | SimulatedSource
     | SimulatedEvokedSource,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
+    "AlljoinedSource",
     "ArraysSource",
     "BidsSource",
     "EventsSource",
     "FilesSource",
+    "ImageNetEEGSource",
     "Listing",
     "MoabbSource",
     "OpenRecording",
@@ -48,6 +56,7 @@ __all__ = [
     "SimulatedEvokedSource",
     "SimulatedSource",
     "SourceSettings",
+    "ThingsEEG2Source",
     "Trial",
     "list_recordings",
     "unit_of",
@@ -77,5 +86,11 @@ def list_recordings(source: SourceSettings) -> Listing:
             return list_simulated(source)
         case EventsSource():
             return list_events(source)
+        case ImageNetEEGSource():
+            return list_imagenet_eeg(source)
+        case ThingsEEG2Source():
+            return list_things_eeg2(source)
+        case AlljoinedSource():
+            return list_alljoined(source)
         case SimulatedEvokedSource():
             return list_simulated_evoked(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import field_validator
 
@@ -16,8 +16,6 @@ ChannelKind = Literal["eeg", "eog", "emg", "ecg", "stim", "ref", "misc"]
 class Provenance(Settings):
     """A dataset's name and the statements that the store's manifest keeps about it."""
 
-    values_unit: ClassVar[str] = "uV"
-
     dataset: str
     """Name of the dataset in the store, in mixture weights and in reports: lower-case letters, digits and `-`."""
 
@@ -26,6 +24,11 @@ class Provenance(Settings):
 
     url: str | None = None
     """Where the data comes from: address, DOI or a sentence."""
+
+    @property
+    def values_unit(self) -> str:
+        """Unit in which the source's recordings are read: uV, or `standardised` where nobody can know any more."""
+        return "uV"
 
     @field_validator("dataset")
     @classmethod
