@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +17,13 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from deployed import CHANNELS, SAMPLES, eeg, tiny_folder
+from PIL import Image
 
 from ddscale.deploy.manifest import FileInfo, Manifest, ManifestError, sha256_of
 from ddscale.deploy.runtime import EEGError, EEGToImage, Encoder, ProviderError
 from ddscale.deploy.runtime.generation import as_pixels
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,46 @@ def test_the_encoder_alone(kept):
     assert encoder.encode(eeg(3))["encoder_hidden_states"].shape == (3, 2, 3)
     with pytest.raises(EEGError, match="NaN"):
         encoder.encode(np.full((CHANNELS, SAMPLES), np.nan))
+
+
+def script(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "export" / "generate.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_script_writes_the_pictures(model, kept, tmp_path):
+    np.save(tmp_path / "eeg.npy", eeg(20))
+    out = tmp_path / "pictures"
+    options = ["--samples", 2, "--seed", 9, "--steps", 50, "--sfreq", 256]
+    done = script(kept, "--eeg", tmp_path / "eeg.npy", "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    assert "40 pictures" in done.stdout
+    expected = model.generate(eeg(20), steps=50, seed=9, samples=2)
+    for window, sample in ((0, 0), (15, 1), (16, 0), (19, 1)):
+        picture = np.asarray(Image.open(out / f"{window}-{sample}.png")).astype(int)
+        assert np.abs(picture - expected[2 * window + sample]).max() <= 1
+    assert Image.open(out / "grid.png").size == (2 * 8 + 4, 16 * 8 + 15 * 4)
+    facts = json.loads((out / "pictures.json").read_text())
+    assert (facts["scheduler"], facts["steps"], facts["seed"], len(facts["pictures"])) == ("ddim", 50, 9, 40)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no EEG in"),
+        (lambda path: path.write_bytes(b"EDF"), "not a .npy file"),
+        (lambda path: np.save(path, eeg(2)[:, :2]), "give the 4 channels"),
+        (lambda path: np.save(path, eeg(2) * np.float32(np.nan)), "NaN"),
+    ],
+)
+def test_the_script_ends_with_one_line(kept, tmp_path, make, message):
+    make(tmp_path / "eeg.npy")
+    done = script(kept, "--eeg", tmp_path / "eeg.npy", "--out", tmp_path / "pictures")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
 
 
 # EEG that must not be drawn
