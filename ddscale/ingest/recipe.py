@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import Literal
 
@@ -18,6 +17,8 @@ from ddscale.store.manifest import MICROVOLT, StoreFormat
 from ddscale.store.quantisation import Dtype
 
 ChannelKind = Literal["eeg", "eog", "emg", "ecg", "ref", "misc"]
+
+_NO_LIMIT = 1e30
 
 
 class Storage(Settings):
@@ -174,7 +175,7 @@ class IngestRecipe(Settings):
         """`quality`, without the limits in µV where the sources are in another unit."""
         if unit_of(self.sources[0]) == MICROVOLT:
             return self.quality
-        return self.quality.model_copy(update={"flat_uV": 0.0, "amplitude_uV": sys.float_info.max})
+        return self.quality.model_copy(update={"flat_uV": 0.0, "amplitude_uV": _NO_LIMIT})
 
     def store_format(self) -> StoreFormat:
         """What every record of this recipe's store has in common."""

@@ -160,38 +160,46 @@ def _captions(source: AlljoinedSource, wanted: set[int]) -> dict[int, str]:
 def _open(
     source: AlljoinedSource, subject: int, session: int, part: Part, captions: dict[int, str]
 ) -> OpenRecording:
-    epochs: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     order: list[tuple[int, int, int]] = []
     for path in _files(source, part):
         mine = [("subject_id", "==", subject), ("session", "==", session)]
         table = _read(path, ["EEG", "block", "trial", "coco_id"], mine)
-        for row in range(len(table)):
-            values_CL = np.array(table["EEG"][row].as_py(), np.float32)
-            if (
-                values_CL.ndim != 2
-                or values_CL.shape[0] != len(source.channels)
-                or values_CL.shape[1] <= _ONSET + 1
-            ):
-                raise ValueError(
-                    f"{path}, row {row} of person {subject}: EEG of shape {values_CL.shape}, and `channels:` names "
-                    f"{len(source.channels)}: correct it, or download the file again."
-                )
-            epochs.append(values_CL)
-            order.append(tuple(int(table[name][row].as_py()) for name in ("block", "trial", "coco_id")))  # type: ignore[arg-type]
+        if len(table):
+            parts.append(_epochs(path, table["EEG"].combine_chunks(), len(source.channels)))
+            order += zip(*(table[name].to_pylist() for name in ("block", "trial", "coco_id")), strict=True)
+    if len({values.shape[1:] for values in parts}) > 1:
+        raise ValueError(f"{source.folder}: files with epochs of several lengths. Download them again.")
+    epochs_ECL = np.concatenate(parts)
     in_time = sorted(range(len(order)), key=lambda i: order[i][:2])
 
     def take(epoch: int) -> np.ndarray:
-        return epochs[in_time[epoch]][:, _ONSET:].astype(np.float64) * _UV_PER_V
+        values: np.ndarray = epochs_ECL[in_time[epoch], :, _ONSET:].astype(np.float64) * _UV_PER_V
+        return values
 
     return recording_of_epochs(
         path=source.folder,
         sfreq=_SFREQ,
         channels=standardise(source.channels, ["eeg"] * len(source.channels)),
         shown=[Shown(_name(order[i][2]), None, captions.get(order[i][2])) for i in in_time],
-        samples=epochs[0].shape[1] - _ONSET,
+        samples=epochs_ECL.shape[2] - _ONSET,
         take=take,
         unit="V",
         unit_source="file",
         meta={"format": "Alljoined1", "reference": "as preprocessed by its publishers"},
-        close=epochs.clear,
     )
+
+
+def _epochs(path: Path, column: Any, channels: int) -> np.ndarray:
+    """Nested lists as (E, C, L) float32."""
+    rows = column.flatten()
+    values = rows.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    samples = len(values) // max(len(rows), 1)
+    shape = len(column), channels, samples
+    regular = len(rows) == len(column) * channels and np.prod(shape) == len(values) and samples > _ONSET + 1
+    if not regular:
+        raise ValueError(
+            f"{path}: EEG of {len(rows) / len(column):g} channels and about {samples} samples, and `channels:` names "
+            f"{channels}: correct it, or download the file again."
+        )
+    return values.reshape(shape)

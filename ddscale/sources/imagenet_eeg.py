@@ -6,6 +6,7 @@ recording (Li et al., TPAMI 2020). It is read for comparison with what was publi
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -137,21 +138,9 @@ def list_imagenet_eeg(source: ImageNetEEGSource) -> Listing:
 
 def _load(path: Path) -> dict[str, Any]:
     """The file's content; tensors stay on disk where its format allows it. Nothing in it is ever executed."""
-    import torch
-
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Correct `eeg:` (it is relative to where you are).")
-    try:
-        try:
-            whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            whole = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a PyTorch file of numbers ({str(error).splitlines()[0]}). Copy it again."
-        ) from error
+    whole = _load_numbers(path)
     needed = {"dataset", "labels", "images"}
     if not isinstance(whole, dict) or not needed <= set(whole) or not whole["dataset"]:
         raise ValueError(
@@ -163,17 +152,33 @@ def _load(path: Path) -> dict[str, Any]:
     return whole
 
 
+def _load_numbers(path: Path) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about versions of pickle, which nobody can act on
+        try:
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{path} cannot be read as a PyTorch file of numbers ({str(error).splitlines()[0]}). Copy it again."
+            ) from error
+
+
 def _splits(source: ImageNetEEGSource, items: int) -> dict[int, Split] | None:
     """Split of each trial by its number; those in none are missing."""
     if source.splits is None:
         return None
-    import torch
-
     path = Path(source.splits)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Correct `splits:`, or leave it out.")
     try:
-        divisions = torch.load(path, map_location="cpu", weights_only=True)["splits"]
+        divisions = _load_numbers(path)["splits"]
         division = divisions[source.split_number]
         found = {int(number): split for split in _SPLITS for number in division[split]}
         count = sum(len(division[split]) for split in _SPLITS)
