@@ -35,6 +35,9 @@ class FineTuning(Settings):
     weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled decay of the weights."""
 
+    seeds: list[int] | None = Field(default=None, min_length=1)
+    """Of head, batches and random encoders; null: the probe's. Fewer save most of a probe's time."""
+
 
 class BandPower(Settings):
     """Logistic regression on the logarithm of each channel's power in each band."""

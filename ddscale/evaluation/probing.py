@@ -86,7 +86,7 @@ def probe(
         repeats = len(recipe.seeds) if encoder.exposure is None else 1
         at_work.total += (repeats + recipe.shuffles) * len(recipe.linear.features)
         if recipe.finetuning is not None:
-            at_work.total += (len(recipe.seeds) + 1) * len(trials.subjects)
+            at_work.total += (len(recipe.finetuning.seeds or recipe.seeds) + 1) * len(trials.subjects)
     for kind in recipe.linear.features:
         for encoder in encoders:
             _probe_linearly(at_work, encoder, kind)
@@ -198,7 +198,9 @@ def _linear_method(at_work: Probe, name: str, features: list[Features], note: st
 
 def _probe_by_finetuning(at_work: Probe, encoder: _Encoder) -> None:
     recipe, trials = at_work.recipe, at_work.trials
-    assert recipe.finetuning is not None, "asked for only with its settings at hand"
+    settings = recipe.finetuning
+    assert settings is not None, "asked for only with its settings at hand"
+    seeds = settings.seeds or recipe.seeds
     name = f"{encoder.name}, fine-tuned"
 
     def predictions(labels: Labels, seed: int, label: str) -> Labels:
@@ -211,14 +213,14 @@ def _probe_by_finetuning(at_work: Probe, encoder: _Encoder) -> None:
                 len(trials.classes),
                 train,
                 test,
-                recipe.finetuning,  # type: ignore[arg-type]
+                settings,
                 seed,
             )
             at_work.advance(label)
         return predicted
 
-    repeated = np.stack([predictions(trials.label_N, seed, name) for seed in recipe.seeds])
-    control = predictions(shuffled(trials, 0), recipe.seeds[0], f"{name}, shuffled labels")
+    repeated = np.stack([predictions(trials.label_N, seed, name) for seed in seeds])
+    control = predictions(shuffled(trials, 0), seeds[0], f"{name}, shuffled labels")
     at_work.methods.append(
         Method(
             name,

@@ -48,7 +48,7 @@ NOTES = [
     "R² = 1 − Σ(x − p)² / Σ(x − x̄)² over all (window, channel) series, x̄ the series' own mean; the correlation is "
     "Pearson's r of each series, averaged.",
     "Bands: the window with its masked samples predicted is filtered as a whole, so the true samples around a gap "
-    "help every method alike; the slower the band, the more.",
+    "help every method alike, the more the slower the band: what the channel mean scores there is their share.",
 ]
 
 

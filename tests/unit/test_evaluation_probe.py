@@ -296,9 +296,9 @@ def found(store, tmp_path_factory) -> dict[str, Any]:
         recipe_of(
             store,
             encoders={"pretrained": str(folder)},
-            seeds=[0, 1],
+            seeds=[0, 1, 2],
             linear={"features": ["mean"], "regularisation": [0.01, 1.0]},
-            finetuning={"epochs": 1},
+            finetuning={"epochs": 1, "seeds": [5, 6]},
             steady_state={"frequencies": [10.0, 15.0]},
             shuffles=5,
         )
@@ -329,7 +329,7 @@ def test_counts_seeds_and_exposure_stand_beside_the_accuracies(found):
     assert found["trials"] == 96
     assert [subject["trials"] for subject in found["subjects"]] == [24] * 4
     for method in found["methods"]:
-        repeats = 2 if "fine-tuned" in method["name"] or method["name"].startswith("random") else 1
+        repeats = 2 if "fine-tuned" in method["name"] else 3 if method["name"].startswith("random") else 1
         assert method["repetitions"] == len(method["by_repetition"]) == repeats
         assert np.mean(method["by_repetition"]) == pytest.approx(method["accuracy"]["value"])
         assert np.mean([one["accuracy"] for one in method["by_subject"]]) == pytest.approx(
