@@ -86,9 +86,12 @@ def _spread(inputs: Arrays) -> Arrays:
 def _quantise(source: Path, target: Path, precision: Precision, inputs: Arrays) -> None:
     quantize = _modelopt()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, _quiet():
-        rough = Path(folder) / source.name
+        # ModelOpt names nodes in the file that it is given: it gets a copy.
+        copy, rough = Path(folder) / source.name, Path(folder) / f"quantised-{source.name}"
+        for path in source.parent.glob(f"{source.name}*"):
+            shutil.copy(path, folder)
         quantize(
-            str(source),
+            str(copy),
             quantize_mode=precision,
             calibration_data=inputs,
             calibration_method="max",

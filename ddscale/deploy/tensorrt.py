@@ -1,7 +1,7 @@
 """TensorRT engines from an exported folder: TensorRT-RTX on any machine, datacentre TensorRT on a host with its GPU.
 
 Networks are strongly typed: the graphs say where half precision and integers are, no builder flag does. Both
-libraries have nearly one interface; what differs is in _Library. The datacentre side has not been run by the
+libraries have nearly one interface; what differs is in Library. The datacentre side has not been run by the
 project's own tests, which have no GPU.
 """
 
@@ -36,7 +36,7 @@ class BuildError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Library:
+class Library:
     """One of the two libraries."""
 
     flavour: Flavour
@@ -90,7 +90,7 @@ def build_engines(
     root = Path(export)
     manifest = Manifest.load(root)
     manifest.check_files(root)
-    library = _library(flavour)
+    built_by = library(flavour)
     sm = _required_gpu() if target == "here" else sm_named(target)
     name = folder_name(flavour, sm)
     folder = root / FOLDER / name
@@ -103,9 +103,9 @@ def build_engines(
         engines = {}
         for graph in manifest.graphs:
             say(f"{graph}: building for {name}")
-            engines[graph] = _build_one(library, manifest, root, graph, sm, temporary)
+            engines[graph] = _build_one(built_by, manifest, root, graph, sm, temporary)
         record = EngineRecord(
-            flavour, library.version, sm, SYSTEM, manifest.precision, manifest.profiles, engines
+            flavour, built_by.version, sm, SYSTEM, manifest.precision, manifest.profiles, engines
         )
         record.save(temporary)
         if folder.exists():
@@ -117,7 +117,7 @@ def build_engines(
 
 
 def _build_one(
-    library: _Library, manifest: Manifest, root: Path, graph: str, sm: str, folder: Path
+    library: Library, manifest: Manifest, root: Path, graph: str, sm: str, folder: Path
 ) -> EngineInfo:
     info = manifest.graph(graph)
     began = time.perf_counter()
@@ -142,7 +142,7 @@ def profile_shapes(info: GraphInfo, profiles: Sequence[Batches]) -> list[dict[st
 
 
 def build(
-    library: _Library,
+    library: Library,
     path: Path,
     sm: str,
     profiles: Sequence[Mapping[str, Sequence[tuple[int, ...]]]],
@@ -156,7 +156,7 @@ def build(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
-        said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        said = [_of_node(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BuildError(_explain(library, path, "cannot read", said or heard))
     config = builder.create_builder_config()
     library.aim(config, sm)
@@ -175,6 +175,10 @@ def build(
     return engine
 
 
+def _of_node(error: Any) -> str:
+    return f"{error.node_operator()} ({error.node_name() or 'without a name'}): {error.desc()}"
+
+
 def _listener(trt: Any, heard: list[str]) -> Any:
     class Listener(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -187,7 +191,7 @@ def _listener(trt: Any, heard: list[str]) -> Any:
     return Listener()
 
 
-def _explain(library: _Library, path: Path, cannot: str, heard: Sequence[str]) -> str:
+def _explain(library: Library, path: Path, cannot: str, heard: Sequence[str]) -> str:
     said = " | ".join(heard)[:800] or "nothing"
     remedy = "Export again with the `ddscale` that is installed; if that does not help, run this graph in ONNX Runtime."
     if "optimization profile" in said:
@@ -197,13 +201,14 @@ def _explain(library: _Library, path: Path, cannot: str, heard: Sequence[str]) -
     return f"{library.flavour} TensorRT {library.version} {cannot} {path}: {said}. {remedy}"
 
 
-def _library(flavour: Flavour) -> _Library:
+def library(flavour: Flavour) -> Library:
+    """The library of a flavour. Raises BuildError when it is not installed."""
     package, remedy = {
         "rtx": ("tensorrt_rtx", "pip install 'ddscale[tensorrt]'"),
         "datacentre": ("tensorrt", "use NVIDIA's TensorRT container, on a host with the GPU"),
     }[flavour]
     try:
-        return _Library(flavour, import_module(package))
+        return Library(flavour, import_module(package))
     except ImportError as error:
         raise BuildError(f"{package} cannot be imported ({error}): {remedy}.") from None
 
