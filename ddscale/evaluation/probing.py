@@ -46,8 +46,8 @@ class _Encoder:
     """Seed -> a fresh copy."""
     exposure: Exposure | None
     """None: not pretrained."""
-    rival: str
-    """Name of the random encoder of its sizes; its own, for that one."""
+    rival: str | None
+    """Name of the random encoder of its sizes; None: it is that one."""
 
 
 @dataclass
@@ -112,25 +112,23 @@ def _encoders(recipe: ProbeRecipe, trials: LabelledTrials, device: torch.device)
         )
         config = EncoderConfig.model_validate(description.config)
         like = f"{config.model_dump_json()} {description.metadata.get('normalisation')}"
-        rival = "random" if not random or like in random else f"random like {name}"
-        rival = random[like].name if like in random else rival
+        if like not in random:
+            random[like] = _Encoder(
+                f"random like {name}" if random else "random",
+                windows,
+                lambda seed, config=config: random_encoder(config, seed).to(device),  # type: ignore[misc]
+                None,
+                None,
+            )
         found.append(
             _Encoder(
                 name,
                 windows,
                 lambda seed, folder=folder: load_encoder(folder).to(device),  # type: ignore[misc]
                 exposure(description, trials),
-                rival,
+                random[like].name,
             )
         )
-        if like not in random:
-            random[like] = _Encoder(
-                rival,
-                windows,
-                lambda seed, config=config: random_encoder(config, seed).to(device),  # type: ignore[misc]
-                None,
-                rival,
-            )
     taken = sorted({encoder.name for encoder in random.values()} & recipe.encoders.keys())
     if taken:
         raise ValueError(
@@ -172,7 +170,7 @@ def _probe_linearly(at_work: Probe, encoder: _Encoder, kind: Literal["mean", "me
     ]
     method = _linear_method(at_work, f"{encoder.name}, {how}", features)
     method.exposure = encoder.exposure
-    method.rival = None if encoder.exposure is None else f"{encoder.rival}, {how}"
+    method.rival = f"{encoder.rival}, {how}" if encoder.rival else None
     at_work.methods.append(method)
 
 
@@ -227,6 +225,6 @@ def _probe_by_finetuning(at_work: Probe, encoder: _Encoder) -> None:
             repeated,
             control[None],
             exposure=encoder.exposure,
-            rival=None if encoder.exposure is None else f"{encoder.rival}, fine-tuned",
+            rival=f"{encoder.rival}, fine-tuned" if encoder.rival else None,
         )
     )
