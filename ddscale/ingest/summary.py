@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from ddscale.store import layout, tables
-from ddscale.store.manifest import Manifest
+from ddscale.store.manifest import DatasetEntry, Manifest
 from ddscale.store.publishing import UNLISTED
 
 BLOCKLISTED = "blocklisted"
@@ -94,11 +94,13 @@ def summarise(
         )
         if mine and not entry.recordings:
             problems = [*problems, f"dataset {name}: none of its {mine} recordings could be used."]
+        notes = [*notes, *_trial_notes(name, entry, manifest)]
         for split, fraction in (
             ("val", manifest.splitting.val_fraction),
             ("test", manifest.splitting.test_fraction),
         ):
-            if fraction and not entry.subjects_by_split.get(split):
+            by_image = entry.trials is not None and entry.trials.images > 0
+            if fraction and not by_image and not entry.subjects_by_split.get(split):
                 notes = [
                     *notes,
                     f"dataset {name}: none of its {entry.subjects} subjects fell into {split}; name some in "
@@ -108,6 +110,32 @@ def summarise(
     return Summary(
         str(store), rows, sorted(quarantined, key=lambda q: (q.dataset, q.recording)), problems, notes
     )
+
+
+def _trial_notes(name: str, entry: DatasetEntry, manifest: Manifest) -> list[str]:
+    """What a person should know of how a dataset's pictures were divided."""
+    trials, splitting = entry.trials, manifest.splitting
+    if trials is None or not trials.images:
+        return []
+    notes = []
+    for split, fraction in (("val", splitting.val_images), ("test", splitting.test_images)):
+        if fraction and not trials.images_by_split.get(split):
+            notes.append(
+                f"dataset {name}: none of its {trials.images} pictures fell into {split}; raise splits.{split}_images "
+                "if some should."
+            )
+    by_subject = splitting.val_fraction or splitting.test_fraction
+    if by_subject and splitting.images_by == "image":
+        notes.append(
+            f"dataset {name} is divided by picture: splits.val and splits.test have no effect on it. Persons are held "
+            "out as well with splits.images_by: image_and_subject."
+        )
+    if trials.images_shown < trials.images:
+        notes.append(
+            f"dataset {name}: {trials.images - trials.images_shown} of its {trials.images} pictures have no trial that "
+            "was kept."
+        )
+    return notes
 
 
 def write_summary(store: Path, summary: Summary) -> None:

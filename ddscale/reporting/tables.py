@@ -55,7 +55,8 @@ def store_contents(contents: Mapping[str, Any]) -> None:
     console.print(
         f"{contents['store']}: {totals['hours']:,.3f} h, {totals['recordings']:,} recordings, "
         f"{totals['subjects']:,} subjects, {totals['records']:,} records; {contents['backend']}, "
-        f"{contents['sfreq']:g} Hz, {contents['dtype']} at {contents['step_uV']:g} µV",
+        f"{contents['sfreq']:g} Hz, {contents['dtype']} "
+        + (f"at {contents['step_uV']:g} µV" if contents["unit"] == "uV" else contents["unit"]),
         markup=False,
         soft_wrap=True,
     )
@@ -78,9 +79,24 @@ def store_contents(contents: Mapping[str, Any]) -> None:
             entry["licence"] or "not stated",
         )
     console.print(table)
+    for name, entry in contents["datasets"].items():
+        if entry["trials"] is not None:
+            console.print(_trials(name, entry["trials"]), markup=False, soft_wrap=True)
     clipped = sum(entry["clipped"] for entry in contents["datasets"].values())
     worst = max((e["largest_quantisation_error_uV"] for e in contents["datasets"].values()), default=0.0)
     console.print(f"clipped values {clipped:,}; largest quantisation error {worst:.3g} µV")
+
+
+def _trials(name: str, trials: Mapping[str, Any]) -> str:
+    """One line on what was presented in a data set."""
+    by_split = _amounts(trials["trials_by_split"], "{:,}")
+    said = f"{name}: {trials['trials']:,} trials ({by_split}), {trials['labels']} labels"
+    if not trials["images"]:
+        return f"{said}, no pictures"
+    return (
+        f"{said}, {trials['images']:,} pictures ({_amounts(trials['images_by_split'], '{:,}')}), "
+        f"{trials['images_shown']:,} of them with trials, at most {trials['most_repetitions']} of one person"
+    )
 
 
 def channel_range(hours_by_channels: Mapping[str, float]) -> str:

@@ -369,21 +369,20 @@ def test_pickles_are_not_executed_and_other_layouts_refused(tmp_path, capsys, co
 
 
 def alljoined(folder, overlap=False):
-    """Two persons in two sessions, 12 trials of 4 pictures each in train, 6 of 2 in test; two files of train."""
+    """Person 1 in one session, 6 in two; in each 6 trials of 3 pictures in train, 4 of 2 in test; two files of each."""
     rng = np.random.default_rng(2)
     arrays, rows = {}, {"train": [], "test": []}
-    pictures = {"train": [139, 285, 632, 724], "test": [285 if overlap else 776, 785]}
-    for subject in (1, 6):
-        for session in (1, 2):
-            for part, count in (("train", 12), ("test", 6)):
-                for trial in range(count):
-                    coco = pictures[part][trial % len(pictures[part])]
-                    values = rng.normal(size=(64, 334)) * 15e-6
-                    rows[part].append(
+    pictures = {"train": [139, 285, 632], "test": [285 if overlap else 776, 785]}
+    for subject, session in ((1, 1), (6, 1), (6, 2)):
+        for part, count in (("train", 6), ("test", 4)):
+            for trial in range(count):
+                coco = pictures[part][trial % len(pictures[part])]
+                values = rng.normal(size=(64, 334)) * 15e-6
+                rows[part].append(
                         {"EEG": values.tolist(), "subject_id": subject, "session": session, "block": 1 + trial // 4,
                          "trial": trial, "73k_id": coco + 1, "coco_id": coco, "curr_time": 0.65 * trial}
                     )  # fmt: skip
-                    arrays[subject, session, part, trial] = values
+                arrays[subject, session, part, trial] = values
     (folder / "data").mkdir(parents=True)
     for part, all_rows in rows.items():
         order = np.random.default_rng(3).permutation(
@@ -425,7 +424,7 @@ def test_alljoined_is_read_as_published(tmp_path):
     store = open_store(given.out)
     assert (store.unit, store.sfreq) == ("uV", 512.0)
     rows = store.table().to_pylist()
-    assert len(rows) == 2 * 2 * (12 + 6)
+    assert len(rows) == 3 * (6 + 4)
     assert {row["samples"] for row in rows} == {308}
     for place, row in enumerate(rows):
         subject, session, part = row["recording"].split("_")
@@ -435,7 +434,7 @@ def test_alljoined_is_read_as_published(tmp_path):
         assert np.abs(store.read(place, 0, 308) * store.step - expected_TC).max() <= 0.5 * store.step + 1e-3
         assert (row["split"] == "test") == (part == "test")
         assert row["caption"] == ("A woman in a room." if row["image"] == "000000000139" else None)
-        assert row["repetition"] == trial // (4 if part == "train" else 2)
+        assert row["repetition"] == trial // (3 if part == "train" else 2)
 
 
 def test_a_picture_of_alljoined_in_both_parts_is_refused_or_divided_anew(tmp_path):
