@@ -29,7 +29,7 @@ from ddscale.deploy.parity import (
     run,
     session,
 )
-from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations
+from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations, run_half
 from ddscale.deploy.publishing import published
 from ddscale.deploy.quantisation import KEPT, QUANTISED, quantise_graphs, quantised_names
 from ddscale.deploy.recipe import ExportRecipe
@@ -129,13 +129,18 @@ def _examine_half(part: Part, own: PartReference, example: dict[str, Tensor], re
     """Leaves the part's module in fp16."""
     batches = [example]
     if reference.end_to_end is not None and part.inputs == ("latent",):
-        batches.append({"latent": torch.from_numpy(reference.end_to_end.final)})
+        # What decoders are given in use; beside one of noise, for pictures take long.
+        batches = [
+            {"latent": example["latent"][:1]},
+            {"latent": torch.from_numpy(reference.end_to_end.final)},
+        ]
     largest = audit_activations(part.module, batches)
     part.module.half()
-    with torch.no_grad():
-        outputs = part.module(**{name: value[:1] for name, value in example.items()})
-    named = zip(part.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
-    errors = [relative_l2(value.numpy(), own.outputs[name][:1]) for name, value in named]
+    outputs = run_half(part.module, {name: value[:1] for name, value in example.items()})
+    errors = [
+        relative_l2(value.numpy(), own.outputs[name][:1])
+        for name, value in zip(part.outputs, outputs, strict=True)
+    ]
     return Half(largest, float(np.max(errors)))
 
 

@@ -24,8 +24,8 @@ from ddscale.diffusion.pipeline import scheduler_named
 
 ROWS = 3
 GUIDANCE = 3.0
-# Two, so that a mix-up of windows with and without EEG cannot go unnoticed.
-_PICTURES = 2
+# Two, so that a mix-up of windows with and without EEG cannot go unnoticed; one where pictures take minutes.
+_PICTURES, _SMALL_LATENT = 2, 32
 _GOLDEN_ROWS = 2
 
 Predict = Callable[[Arrays], Arrays]
@@ -82,7 +82,8 @@ def refer(source: Source, parts: list[Part], recipe: ExportRecipe, say: Callable
     # The shortest is enough to show that all graphs work together.
     shortest = min((table for table, _ in reference.tables), key=lambda table: table.calls)
     say(f"end to end: PyTorch, {shortest.scheduler} with {shortest.steps} steps")
-    eeg = reference.parts[ENCODER].inputs["eeg"][:_PICTURES]
+    pictures = _PICTURES if max(latent_shape(source.pipeline)[1:]) <= _SMALL_LATENT else 1
+    eeg = reference.parts[ENCODER].inputs["eeg"][:pictures]
     reference.end_to_end = draw_pictures(source, parts, shortest, eeg, recipe.seed)
     return reference
 

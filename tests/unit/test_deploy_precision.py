@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddscale.deploy.graphs import Normaliser
-from ddscale.deploy.precision import audit_activations
+from ddscale.deploy.precision import audit_activations, run_half
 from ddscale.deploy.source import WindowFacts
 
 
@@ -77,3 +77,19 @@ def test_normalisation_is_left_out_for_it_stays_in_fp32():
     eeg = 1e4 * torch.randn(1, 2, 64, generator=torch.Generator().manual_seed(0))
     found = audit_activations(Graph(), [{"eeg": eeg}])
     assert found.largest < 20
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(8, 4), nn.Conv2d(8, 4, 3), nn.Sequential(nn.Conv1d(8, 4, 1), nn.GELU())]
+)
+@torch.no_grad()
+def test_half_precision_overflows_where_a_gpu_would_and_is_close_elsewhere(layer):
+    torch.manual_seed(0)
+    x = torch.randn({nn.Linear: (3, 8), nn.Conv2d: (3, 8, 5, 5)}.get(type(layer), (3, 8, 5)))
+    expected = layer(x)
+    (fine,) = run_half(layer.half(), {"input": x.half()})
+    assert fine.dtype == torch.float16
+    torch.testing.assert_close(fine.float(), expected, rtol=2e-2, atol=2e-3)
+    next(layer.parameters()).fill_(1.0)
+    (overflown,) = run_half(layer, {"input": torch.full_like(x, 6e4).half()})
+    assert torch.isinf(overflown).all()
