@@ -374,6 +374,15 @@ def test_a_provider_that_silently_becomes_the_cpu_is_an_error(kept, monkeypatch)
         EEGToImage.load(kept, "cuda")
 
 
+def test_inputs_that_stay_on_the_device_give_the_same(model, kept):
+    # As on CUDA, with the host's memory standing in for the GPU's.
+    bound = EEGToImage.load(kept)
+    bound._unet._device = "cpu"
+    for guidance in (1.0, 3.0):
+        expected = model.generate(eeg(3), steps=50, guidance=guidance)
+        np.testing.assert_array_equal(bound.generate(eeg(3), steps=50, guidance=guidance), expected)
+
+
 @pytest.mark.parametrize(("provider", "package"), [("cpu", "onnxruntime"), ("openvino", "openvino")])
 def test_an_engine_that_is_not_installed(kept, monkeypatch, provider, package):
     monkeypatch.setitem(sys.modules, package, None)

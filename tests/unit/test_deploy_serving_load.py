@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,6 +160,47 @@ def test_clients_that_go_away_free_their_places(server):
     assert counts['ddscale_requests_total{status="499"}'] >= 4
     assert counts["ddscale_unet_calls_total"] < 4 * 2000
     assert httpx.post(f"{server.url}/generate", content=body).status_code == 200
+
+
+def test_garbage_over_real_connections_does_not_end_it(server):
+    random = np.random.default_rng(0)
+    body = body_of(1)
+    right = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+
+    def request():
+        match random.integers(7):
+            case 0:
+                return random.bytes(random.integers(1, 5000))
+            case 1:
+                return right + b"Content-Length: 99999999999999999999\r\n\r\n" + body[:1000]
+            case 2:
+                return right + b"Content-Length: -5\r\n\r\n" + body
+            case 3:
+                return right + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffffff\r\n" + random.bytes(100_000)
+            case 4:
+                return right + b"X: " + b"y" * 100_000 + b"\r\n\r\n"
+            case 5:
+                return (
+                    right
+                    + f"Content-Length: {len(body)}\r\n\r\n".encode()
+                    + body[: random.integers(len(body))]
+                )
+            case _:
+                chunks = b"".join(b"5\r\n" + random.bytes(5) + b"\r\n" for _ in range(200))
+                return right + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+    for _ in range(300):
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as connection,
+            contextlib.suppress(OSError),
+        ):
+            connection.sendall(request())
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(4096)
+    assert server.process.poll() is None
+    assert httpx.post(f"{server.url}/generate", content=body).status_code == 200
+    assert server.counts()["ddscale_queue_taken"] == 0
 
 
 def test_it_stops_when_told(folder):

@@ -108,16 +108,16 @@ class OnnxRuntimeGraph:
             {tensor.name for tensor in self._session.get_outputs()},
         )
         self._outputs = [tensor.name for tensor in info.outputs]
-        self._on_device = provider != _ONNX_RUNTIME["cpu"]
+        self._device = None if provider == _ONNX_RUNTIME["cpu"] else "cuda"
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
 
     def holding(self, constants: Arrays) -> Runner:
-        if not self._on_device:
+        if (device := self._device) is None:
             return lambda inputs: self.run({**constants, **inputs})
         kept = {
-            name: self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+            name: self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
             for name, array in constants.items()
         }
         binding: Any = self._session.io_binding()
