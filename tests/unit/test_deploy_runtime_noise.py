@@ -51,7 +51,6 @@ def test_the_stream_is_pinned():
     np.testing.assert_allclose(starting_noise(0, [0], 1, (4, 8, 8)).ravel()[:4], PINNED, rtol=0, atol=1e-6)
 
 
-
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="count from 0"):
         picture_seed(0, -1, 0)
