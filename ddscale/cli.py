@@ -84,11 +84,16 @@ def verify(store: StoreArgument, json_: JsonOption = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run's folder")]) -> None:
-    """Write RUN/report.html: curves, data, throughput, and reconstructions of held-out windows."""
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="a fine-tuned run to compare a fine-tuned one with; repeatable")
+    ] = None,
+) -> None:
+    """Write RUN/report.html: curves, data, throughput, and what the model makes of held-out windows."""
     from ddscale.reporting.report import write_report
 
-    print(f"report: {write_report(run)}")
+    print(f"report: {write_report(run, beside or ())}")
 
 
 @app.command()

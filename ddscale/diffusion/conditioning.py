@@ -27,18 +27,25 @@ class Condition(NamedTuple):
 
 
 class Projector(nn.Module):
-    """Tokens of EEG to hidden states of text: mixing along the tokens N -> N/2 -> L, then a linear map E -> W."""
+    """Tokens of EEG to hidden states of text: mixing along the tokens N -> N/2 -> L, then a linear map E -> W.
 
-    def __init__(self, n_tokens: int, encoder_width: int, length: int, width: int) -> None:
+    normalise: bring every state to the scale that CLIP's last layer norm gives those of text, which the U-Net knows;
+    the original leaves them at whatever scale the maps have.
+    """
+
+    def __init__(
+        self, n_tokens: int, encoder_width: int, length: int, width: int, normalise: bool = False
+    ) -> None:
         super().__init__()
         self.tokens = nn.Sequential(
             nn.Conv1d(n_tokens, n_tokens // 2, kernel_size=1), nn.Conv1d(n_tokens // 2, length, kernel_size=1)
         )
         self.width = nn.Linear(encoder_width, width)
+        self.norm = nn.LayerNorm(width) if normalise else None
 
     def forward(self, tokens_BNE: Tensor) -> Tensor:
         states_BLW: Tensor = self.width(self.tokens(tokens_BNE))
-        return states_BLW
+        return states_BLW if self.norm is None else self.norm(states_BLW)
 
 
 class TimePooling(nn.Module):
@@ -96,6 +103,7 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         width: int = 768,
         time_condition: bool = False,
         clip_width: int | None = 768,
+        normalise_states: bool = False,
         sfreq: float | None = None,
         normalisation: dict[str, Any] | None = None,
         preprocessing: dict[str, Any] | None = None,
@@ -104,14 +112,14 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         """encoder_sizes: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
 
         time_condition: also give a vector for the time embedding (the original does). clip_width: of the features
-        to align with; None leaves the head out. sfreq (Hz), normalisation, preprocessing (filters and reference
+        to align with; None leaves the head out. normalise_states: see Projector. sfreq (Hz), normalisation, preprocessing (filters and reference
         of the ingest), short_trials (what is done with trials shorter than a window): what windows have to be
         like; kept for whoever prepares them, not used here.
         """
         super().__init__()
         sizes = EncoderConfig.model_validate(encoder_sizes)
         self.encoder = EEGEncoder(sizes)
-        self.projector = Projector(sizes.n_tokens, sizes.width, length, width)
+        self.projector = Projector(sizes.n_tokens, sizes.width, length, width, normalise_states)
         self.time_pooling = TimePooling(length) if time_condition else None
         self.alignment = AlignmentHead(sizes.n_tokens, sizes.width, clip_width) if clip_width else None
         self.null = NullStates(length, width)

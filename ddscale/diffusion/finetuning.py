@@ -114,7 +114,14 @@ class Finetuning:
 
     def identity(self) -> dict[str, Any]:
         recipe = self.recipe
-        of_training = ("encoder", "from_scratch", "stable_diffusion", "time_condition", "views")
+        of_training = (
+            "encoder",
+            "from_scratch",
+            "stable_diffusion",
+            "time_condition",
+            "normalise_states",
+            "views",
+        )
         settings = recipe.model_dump(mode="json")
         return {
             **{name: settings[name] for name in of_training},

@@ -85,6 +85,7 @@ def build(recipe: FinetuneRecipe, clip_width: int | None, windows: dict[str, Any
         width=int(unet.config.cross_attention_dim),
         time_condition=recipe.time_condition,
         clip_width=clip_width,
+        normalise_states=recipe.normalise_states,
         **windows,
     )
     conditioner.start_null_from(states_1LW)

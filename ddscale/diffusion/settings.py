@@ -44,6 +44,10 @@ class FinetuneRecipe(TrainingSettings):
     time_condition: bool = False
     """Also add the EEG's vector to the U-Net's time embedding, as the original does; trained with the U-Net."""
 
+    normalise_states: bool = True
+    """Bring the states made of EEG to the scale of a caption's, so that training begins with what the U-Net knows;
+    false: as the original."""
+
     data: StreamSettings
     """Stores of trials with pictures, and how their windows are prepared; normalised as in pretraining."""
 

@@ -46,10 +46,16 @@ def reconstruction_table(found: Mapping[str, Any], by_channel: bool = False) -> 
 
 
 def _with_interval(estimate: Mapping[str, float | None]) -> str:
+    """For rich, which takes an opening bracket for a style."""
+    return with_interval(estimate).replace("[", "\\[")
+
+
+def with_interval(estimate: Mapping[str, float | None]) -> str:
+    """A value with its interval in brackets, where it has one."""
     shown = _figure(estimate["value"])
     if estimate["low"] is None:
         return shown
-    return f"{shown} \\[{_figure(estimate['low'])}, {_figure(estimate['high'])}]"
+    return f"{shown} [{_figure(estimate['low'])}, {_figure(estimate['high'])}]"
 
 
 def _figure(value: float | None) -> str:
@@ -182,7 +188,7 @@ def picture_tables(found: Mapping[str, Any]) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("chance", justify="right")
     for label, values, chance in picture_rows(found):
-        table.add_row(label, *values, chance)
+        table.add_row(label, *(value.replace("[", "\\[") for value in values), chance)
     screen.print(table)
     judge = found["class_judge"]
     if "on_real_held_out_pictures" in judge:
@@ -209,14 +215,14 @@ def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
     conditions = list(found["conditions"].values())
     rows = []
     if all("class_accuracy" in of for of in conditions):
-        values = [_with_interval(of["class_accuracy"]) for of in conditions]
+        values = [with_interval(of["class_accuracy"]) for of in conditions]
         rows.append(("right class", values, _figure(found["class_judge"]["chance"])))
     for name, first in conditions[0]["metrics"].items():
         results = [of["metrics"].get(name) for of in conditions]
         values = [
             ""
             if result is None
-            else _with_interval(result["estimate"] or {"value": result["value"], "low": None})
+            else with_interval(result["estimate"] or {"value": result["value"], "low": None})
             for result in results
         ]
         arrow = {"higher": "↑", "lower": "↓"}[first["better"]]

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -55,6 +56,29 @@ def loss_curve(rows: Sequence[dict[str, float]]) -> str:
             )
     # Below the axes: the baselines' lines may run anywhere inside.
     axis.legend(frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return _inline(figure)
+
+
+def noise_curve(rows: Sequence[dict[str, Any]]) -> str:
+    """A fine-tuning's noise prediction and alignment over steps, held-out pictures beside training."""
+    figure, axis = _canvas("step", "noise prediction, mean squared error")
+    flat = [{"step": row["step"], **row, **row.get("loss_by_part", {})} for row in rows]
+    _draw_series(axis, flat, "noise", "#adb5bd", "training", alpha=0.9, linewidth=1.0)
+    _draw_series(axis, flat, "val_noise", MODEL, "held-out pictures", marker="o", markersize=3)
+    without = "held-out pictures, without EEG"
+    _draw_series(axis, flat, "val_noise_without_eeg", "#1971c2", without, marker="o", markersize=3)
+    if any("val_alignment" in row for row in flat):
+        right = axis.twinx()
+        label = "alignment, held-out pictures (right axis)"
+        _draw_series(right, flat, "val_alignment", "#2b8a3e", label, marker="s", markersize=3, linestyle=":")
+        right.set_ylabel("alignment")
+        right.spines["top"].set_visible(False)
+        handles = [*axis.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    else:
+        handles = axis.get_legend_handles_labels()[0]
+    axis.legend(
+        handles=handles, frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+    )
     return _inline(figure)
 
 

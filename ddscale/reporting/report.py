@@ -4,64 +4,95 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from ddscale import __version__, recipes
 from ddscale.metrics.reconstruction import ReconstructionScore
-from ddscale.reporting import plots
+from ddscale.reporting import finetuned, plots
 from ddscale.reporting.reconstructions import MODEL, HeldOut, reconstruct_held_out
 from ddscale.reporting.tables import channel_range, duration
 from ddscale.store import describe
-from ddscale.training.settings import PretrainRecipe
+from ddscale.training.settings import PretrainRecipe, TrainingSettings
+
+if TYPE_CHECKING:
+    from ddscale.diffusion.settings import FinetuneRecipe
 
 
-def write_report(run: str | os.PathLike[str]) -> Path:
-    """Write the report of a pretraining run's folder and return its path.
+def write_report(run: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> Path:
+    """Write the report of a run's folder, of whichever stage it is, and return its path.
 
-    Reconstructions are computed here, from RUN/mae and the run's stores; a run that has not finished has none
-    yet, and the report says so. Raises FileNotFoundError when the folder holds no run.
+    beside: fine-tuned runs to compare a fine-tuned one with. A pretraining run's reconstructions are computed here,
+    from RUN/mae and the run's stores; what has not been finished or evaluated yet is said to be missing.
+    Raises FileNotFoundError when the folder holds no run.
     """
     folder = Path(run)
     if not (folder / "metrics.jsonl").is_file() or not (folder / "recipe.yaml").is_file():
         raise FileNotFoundError(
             f"{folder} is not a run's folder: it has no recipe.yaml and metrics.jsonl. Give the `run:` of a recipe "
-            "that deepspeed launchers/pretrain.py has trained."
+            "that one of the scripts in launchers/ has trained."
         )
-    recipe = recipes.load(folder / "recipe.yaml", PretrainRecipe)
     rows = _json_lines(folder / "metrics.jsonl")
-    stores = [describe(path) for path in recipe.data.stores]
-    held_out = None
-    if (folder / "mae").is_dir() and recipe.validation.every:
-        held_out = reconstruct_held_out(folder, recipe, recipe.validation.windows)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("ddscale.reporting").joinpath("report.html").read_text(encoding="utf-8")
-    )
     starts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["starts"]
-    page = template.render(
-        title=f"Pretraining run {folder}",
+    path = folder / "recipe.yaml"
+    stage = recipes.stage_of(recipes.read(path), path)
+    recipe: PretrainRecipe | FinetuneRecipe
+    if stage == "finetune":
+        from ddscale.diffusion.settings import FinetuneRecipe
+
+        recipe = recipes.load(path, FinetuneRecipe)
+        own = finetuned.results(folder, recipe, rows, [Path(other) for other in beside])
+        facts = finetuned.facts(recipe, starts[-1])
+    else:
+        recipe = recipes.load(path, PretrainRecipe)
+        own = _pretrained(folder, recipe, rows)
+        facts = _facts(recipe, rows, starts[-1])
+    stores = [describe(store) for store in recipe.data.stores]
+    shared_plots = {
+        "lr": plots.learning_rate_and_gradient(rows),
+        "throughput": plots.throughput(rows),
+        "hours": plots.hours_by_dataset(_hours(stores)),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ddscale", "reporting"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template(f"{stage}.html").render(
+        **{**own, "plots": {**shared_plots, **own["plots"]}},
         subtitle=f"written by ddscale {__version__}",
         simulated=_simulated(stores),
-        facts=_facts(recipe, rows, starts[-1]),
-        plots=_plots(rows, stores),
-        scores=_score_rows(held_out),
-        scores_note=_scores_note(held_out, recipe),
-        reconstructions=_pictures(held_out),
+        facts=[*_progress(recipe, rows), *facts, *_machine(recipe, starts[-1])],
         composition=_composition(stores),
         rejected=_rejected(stores),
         speed=_speed(rows, starts[-1]),
         faults=[json.dumps(fault, ensure_ascii=False) for fault in _json_lines(folder / "faults.jsonl")],
-        recipe=(folder / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=path.read_text(encoding="utf-8"),
         environment=json.dumps(starts, indent=2, ensure_ascii=False),
     )
-    path = folder / "report.html"
+    report = folder / "report.html"
     temporary = folder / ".report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    temporary.replace(report)
+    return report
+
+
+def _pretrained(folder: Path, recipe: PretrainRecipe, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    held_out = None
+    if (folder / "mae").is_dir() and recipe.validation.every:
+        held_out = reconstruct_held_out(folder, recipe, recipe.validation.windows)
+    several = any(len(row.get("loss_by_dataset", {})) > 1 for row in rows)
+    return {
+        "title": f"Pretraining run {folder}",
+        "plots": {
+            "loss": plots.loss_curve(rows),
+            "by_dataset": plots.loss_by_dataset(rows) if several else None,
+        },
+        "scores": _score_rows(held_out),
+        "scores_note": _scores_note(held_out, recipe),
+        "reconstructions": _pictures(held_out),
+    }
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -70,17 +101,26 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _progress(recipe: TrainingSettings, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    last = rows[-1] if rows else {}
+    return [
+        ("steps", f"{last.get('step', 0):,} of {recipe.steps:,}"),
+        ("EEG seen", f"{last.get('eeg_hours_seen', 0):,.2f} h in {last.get('samples_seen', 0):,} windows"),
+    ]
+
+
+def _machine(recipe: TrainingSettings, start: dict[str, Any]) -> list[tuple[str, str]]:
+    ranks = f"{start['world_size']} ({start['device']}), ZeRO {recipe.zero_stage}, {recipe.precision}"
+    return [("ranks", ranks)]
+
+
 def _facts(
     recipe: PretrainRecipe, rows: list[dict[str, Any]], start: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    last = rows[-1] if rows else {}
     model = recipe.model
     facts = [
-        ("steps", f"{last.get('step', 0):,} of {recipe.steps:,}"),
-        ("EEG seen", f"{last.get('eeg_hours_seen', 0):,.2f} h in {last.get('samples_seen', 0):,} windows"),
         ("model", f"{start['parameters']:,} parameters ({model.preset or 'sizes in the recipe'})"),
         ("hidden from the encoder", f"{model.n_masked} of {model.n_tokens} tokens of {model.patch} samples"),
-        ("ranks", f"{start['world_size']} ({start['device']}), ZeRO {recipe.zero_stage}, {recipe.precision}"),
         ("normalisation", json.dumps(recipe.data.normalisation.model_dump(mode="json"))),
     ]
     validated = [row for row in rows if "val_loss" in row]
@@ -96,18 +136,10 @@ def _facts(
     return facts
 
 
-def _plots(rows: list[dict[str, Any]], stores: list[dict[str, Any]]) -> dict[str, str | None]:
-    several = any(len(row.get("loss_by_dataset", {})) > 1 for row in rows)
-    hours = {
+def _hours(stores: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
         name: {"hours": entry["hours"], "hours_rejected": sum(entry["rejected_hours"].values())}
         for name, entry in _datasets(stores)
-    }
-    return {
-        "loss": plots.loss_curve(rows),
-        "by_dataset": plots.loss_by_dataset(rows) if several else None,
-        "lr": plots.learning_rate_and_gradient(rows),
-        "throughput": plots.throughput(rows),
-        "hours": plots.hours_by_dataset(hours),
     }
 
 

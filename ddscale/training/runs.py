@@ -83,6 +83,11 @@ def run(
                     "world_size": ranks.world_size,
                     "device": str(ranks.device.type),
                     "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()),
+                    "trained_parameters": sum(
+                        getattr(p, "ds_numel", p.numel())
+                        for p in engine.module.parameters()
+                        if p.requires_grad
+                    ),
                     "peak_flops_per_rank": peak,
                     "peak_flops_source": peak_source,
                     "resumed_from_step": first_step,
