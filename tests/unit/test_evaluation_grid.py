@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +164,36 @@ def test_a_run_that_was_stopped_early_is_not_finished_and_one_with_other_setting
     changed = run(grid_of(variants={"a": ["lr=5.0"]}))
     assert changed["runs"][0]["state"] == "failed"
     assert "trained with other settings" in changed["runs"][0]["detail"]
+
+
+def test_a_stopped_grid_stops_its_run_first_and_waits_for_its_checkpoint(place):
+    (place / "launchers" / "pretrain.py").write_text("""
+import pathlib, time
+try:
+    pathlib.Path("started").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.3)
+    pathlib.Path("checkpoint").touch()
+""")
+
+    def stop_once_started() -> None:
+        deadline = time.monotonic() + 30
+        while not (place / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        if (place / "started").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stopper = threading.Thread(target=stop_once_started)
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(grid_of(variants={"a": [], "b": []}))
+    stopper.join()
+    assert (place / "checkpoint").exists()
+    assert not (place / "grid" / "b").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_commands_follow_once_and_their_failure_does_not_train_again(place):

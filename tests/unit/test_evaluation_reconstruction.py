@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launching import tiny_recipe, write_synthetic_store
 
 from ddscale import recipes
+from ddscale.cli import app
 from ddscale.evaluation.bands import BandFilters, usable_bands
 from ddscale.evaluation.intervals import ratios
 from ddscale.evaluation.reconstruction import BASELINES, MODEL, reconstruct, window_sums
@@ -152,6 +154,18 @@ def test_fewer_hidden_tokens_are_easier_to_fill_in(run, found):
             r["datasets"][dataset]["bands"]["all"]["cubic spline"]["mse"]["value"] for r in (found, easier)
         )
         assert easy < 0.5 * hard
+
+
+def test_the_command_prints_a_table_of_bands_or_channels(run):
+    by_band = CliRunner().invoke(app, ["reconstruct", str(run), "--windows", "12"])
+    assert by_band.exit_code == 0, by_band.output
+    assert "alpha 8-13 Hz" in by_band.output
+    assert "cubic spline" in by_band.output
+    by_channel = CliRunner().invoke(app, ["reconstruct", str(run), "--windows", "12", "--channels"])
+    assert "alpha" not in by_channel.output
+    assert "E4" in by_channel.output
+    as_json = CliRunner().invoke(app, ["reconstruct", str(run), "--windows", "12", "--json"])
+    assert json.loads(as_json.stdout)["windows"] == 12
 
 
 def test_what_is_no_pretraining_run_is_refused(run, tmp_path):
