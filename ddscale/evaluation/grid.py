@@ -80,8 +80,9 @@ def run_grid(
     Raises RecipeError, before anything is started, when a variant's recipe is not valid; KeyboardInterrupt once the
     running variant has stopped.
     """
-    stage, plans = _plans(recipe, model_of_stage)
+    stage = recipes.stage_of(recipes.read(recipe.base), recipe.base)
     launcher = launcher_of(stage)
+    plans = _plans(recipe, model_of_stage(stage))
     for number, plan in enumerate(plans, start=1):
         run = plan.run
         say(f"[{number}/{len(plans)}] {run.variant.run_name}")
@@ -113,10 +114,8 @@ def launcher_of(stage: str) -> Path:
     )
 
 
-def _plans(recipe: GridRecipe, model_of_stage: Callable[[str], type[Any]]) -> tuple[str, list[Plan]]:
+def _plans(recipe: GridRecipe, model: type[Any]) -> list[Plan]:
     """Every run's recipe, resolved and checked; all that is wrong with any of them at once."""
-    stage = recipes.stage_of(recipes.read(recipe.base), recipe.base)
-    model = model_of_stage(stage)
     plans, problems = [], []
     for variant in recipe.runs():
         folder = Path(recipe.out) / variant.run_name
@@ -129,7 +128,7 @@ def _plans(recipe: GridRecipe, model_of_stage: Callable[[str], type[Any]]) -> tu
             plans.append(Plan(Run(variant, folder), tree, checked.steps))
     if problems:
         raise recipes.RecipeError("\n".join(problems))
-    return stage, plans
+    return plans
 
 
 def _bring_to_its_end(

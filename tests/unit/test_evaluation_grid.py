@@ -211,8 +211,8 @@ def test_commands_follow_once_and_their_failure_does_not_train_again(place):
 
 
 def test_a_stage_without_a_launcher_is_refused(place):
-    (place / "base.yaml").write_text("stage: bake\nrun: nowhere\n")
-    with pytest.raises(FileNotFoundError, match=r"launchers/bake\.py"):
+    (place / "base.yaml").write_text("stage: ingest\nout: nowhere\n")
+    with pytest.raises(FileNotFoundError, match=r"launchers/ingest\.py"):
         run(grid_of(variants={"a": []}))
 
 
