@@ -60,3 +60,25 @@ def toy_recipe(folder: Path, **settings: Any) -> ExportRecipe:
 def export_toy(folder: Path, **settings: Any) -> Path:
     """Export the toy pipeline below `folder`; returns the fp32 export's folder. settings: of the recipe."""
     return export(toy_recipe(folder, **settings))[0]
+
+
+def save_sd15_pipeline(folder: Path) -> Path:
+    """Stable Diffusion 1.5's sizes and DreamDiffusion's encoder with random weights, 4.6 GB. Returns the folder."""
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+
+    from ddscale.diffusion.reference_sizes import SD15_SCHEDULER, SD15_UNET, SD15_VAE
+    from ddscale.models import MAEConfig
+
+    torch.manual_seed(0)
+    sizes: Any = MAEConfig.model_validate({"preset": "dreamdiffusion"}).encoder
+    conditioner = EEGConditioner(
+        encoder_sizes=sizes.model_dump(mode="json"),
+        time_condition=True,
+        sfreq=256.0,
+        normalisation={"kind": "zscore", "clip": 15.0, "eps_uv": 0.1},
+    )
+    unet = UNet2DConditionModel(**SD15_UNET)
+    add_time_condition(unet, 768)
+    scheduler = PNDMScheduler(**SD15_SCHEDULER)
+    EEGToImagePipeline(AutoencoderKL(**SD15_VAE), unet, scheduler, conditioner).save_pretrained(folder)
+    return folder
