@@ -37,4 +37,7 @@ if __name__ == "__main__":
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("DDSCALE_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        sys.exit(
+            f"error: {error}" + (". Exports need: pip install 'ddscale[diffusion,export]'" if missing else "")
+        )

@@ -136,8 +136,7 @@ class DecoderGraph(nn.Module):
 
     def __init__(self, codec: LatentCodec) -> None:
         super().__init__()
-        # The encoder half would be exported with nobody using it.
-        self.vae = codec.vae
+        self.vae = codec.vae  # a codec is no module; its weights have to be seen
         self.codec = codec
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -153,7 +153,9 @@ def build(
     heard: list[str] = []
     logger = _listener(trt, heard)
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # TensorRT 10 has to be told; later ones know nothing else.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         said = [_of_node(parser.get_error(i)) for i in range(parser.num_errors)]
