@@ -94,6 +94,23 @@ def test_openvino_draws_them_too(model, folder):
     assert np.abs(EEGToImage.load(folder, "openvino").generate(eeg(2), seed=SEED) - ours).max() <= 1
 
 
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_the_golden_picture_is_drawn_again(folder, provider):
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    assert 0 < EEGToImage.load(folder, provider).check() < 1e-4
+
+
+def test_an_engine_that_computes_something_else_is_found_out(folder):
+    model = EEGToImage.load(folder)
+    run = model._encoder.run
+    model._encoder.run = lambda inputs: {name: 1.02 * value for name, value in run(inputs).items()}
+    with pytest.raises(
+        ValueError, match=r"on cpu draws other latents than PyTorch did: .* Do not use it here"
+    ):
+        model.check()
+
+
 # What a machine runs that has nothing but NumPy and an engine: every import that is refused fails loudly.
 ALONE = """
 import importlib.abc, json, sys

@@ -137,7 +137,7 @@ async def serving(model, **limits):
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 100))
+    return asyncio.run(asyncio.wait_for(coroutine, 400))
 
 
 def npy(array):

@@ -59,11 +59,11 @@ class Server:
             assert line, "".join(self.said)
             self.said.append(line)
         self.url = found.group(1)
-        while httpx.get(f"{self.url}/ready").status_code != 200:
+        while httpx.get(f"{self.url}/ready", timeout=60).status_code != 200:
             time.sleep(0.05)
 
     def counts(self):
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
@@ -74,7 +74,7 @@ class Server:
         """Ask it to stop; returns the rest of what it said."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.communicate(timeout=30)[1]
+            return self.process.communicate(timeout=120)[1]
         finally:
             self.process.kill()
 
@@ -114,10 +114,10 @@ def test_of_two_hundred_clients_at_once_none_is_lost_and_memory_is_bounded(serve
 
     async def all_at_once():
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(limits=limits, timeout=100) as client:
+        async with httpx.AsyncClient(limits=limits, timeout=300) as client:
             return await asyncio.gather(*(ask(client, number) for number in range(CLIENTS)))
 
-    httpx.post(f"{server.url}/generate", content=body)
+    httpx.post(f"{server.url}/generate", content=body, timeout=60)
     before = server.memory()
     answers = asyncio.run(all_at_once())
     after = server.memory()
@@ -159,7 +159,7 @@ def test_clients_that_go_away_free_their_places(server):
     assert counts["ddscale_queue_taken"] == 0
     assert counts['ddscale_requests_total{status="499"}'] >= 4
     assert counts["ddscale_unet_calls_total"] < 4 * 2000
-    assert httpx.post(f"{server.url}/generate", content=body).status_code == 200
+    assert httpx.post(f"{server.url}/generate", content=body, timeout=60).status_code == 200
 
 
 def test_garbage_over_real_connections_does_not_end_it(server):
@@ -199,7 +199,7 @@ def test_garbage_over_real_connections_does_not_end_it(server):
             connection.shutdown(socket.SHUT_WR)
             connection.recv(4096)
     assert server.process.poll() is None
-    assert httpx.post(f"{server.url}/generate", content=body).status_code == 200
+    assert httpx.post(f"{server.url}/generate", content=body, timeout=60).status_code == 200
     assert server.counts()["ddscale_queue_taken"] == 0
 
 
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_served_ends_it_with_one_line(tmp_path, made):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ddscale.deploy.manifest import DECODER, ENCODER, TINY_DECODER, UNET, Manifest, ManifestError
+from ddscale.deploy.runtime.folder import checked_manifest, load_constants
 from ddscale.deploy.runtime.graphs import Graph, open_graph
 from ddscale.deploy.runtime.noise import Noise, picture_seed
 from ddscale.deploy.runtime.sampler import Table, replay
@@ -50,7 +52,7 @@ class Encoder:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> Encoder:
         """Raises as EEGToImage.load does."""
-        manifest = _checked_manifest(folder, [ENCODER])
+        manifest = checked_manifest(folder, [ENCODER])
         return cls(manifest, open_graph(Path(folder), manifest.graph(ENCODER), provider, threads))
 
     def encode(self, eeg: object, sfreq: float | None = None, unit: str = "uV") -> dict[str, np.ndarray]:
@@ -77,9 +79,11 @@ class EEGToImage:
         self._folder = folder
         self._encoder, self._unet = graphs[ENCODER], graphs[UNET]
         (self._decoder,) = (graphs[name] for name in (DECODER, TINY_DECODER) if name in graphs)
-        self._constants = _constants(folder, manifest)
+        self._constants = load_constants(folder, manifest)
         self._tables: dict[tuple[str, int], Table] = {}
         self._busy = threading.Lock()
+        assert manifest.latent is not None, "a generator's manifest has it, see checked_manifest"
+        self._latent_shape = (manifest.latent.channels, manifest.latent.height, manifest.latent.width)
         (self._time_dtype,) = (
             np.dtype(tensor.dtype) for tensor in manifest.graph(UNET).inputs if tensor.name == "timestep"
         )
@@ -105,7 +109,7 @@ class EEGToImage:
         if decoder_name is None:
             raise ValueError(f"decoder {decoder!r} is not known: use full or tiny.")
         names = [ENCODER, UNET, decoder_name]
-        manifest = _checked_manifest(folder, names)
+        manifest = checked_manifest(folder, names)
         root = Path(folder)
         graphs = {name: open_graph(root, manifest.graph(name), provider, threads) for name in names}
         return cls(root, manifest, graphs, provider)
@@ -154,13 +158,44 @@ class EEGToImage:
                     encoded = self._encoder.run({"eeg": windows_BCT[windows]})
                 condition = {name: array[rows] for name, array in encoded.items()}
                 seeds = [picture_seed(seed, first_window + window, sample) for window, sample in group]
-                latents_Gchw = self._latents(condition, Noise(seeds), table, guidance, progress, timings)
+                draw = partial(Noise(seeds).draw, self._latent_shape)
+                latents_Gchw = self._latents(condition, draw, table, guidance, progress, timings)
                 with _timed(timings, "decoder"):
                     images.append(as_pixels(self._decoder.run({"latent": latents_Gchw})["image"]))
             timings.total = time.perf_counter() - began
             timings.sampler = timings.total - timings.encoder - timings.unet - timings.decoder
             self.timings = timings
         return np.concatenate(images)
+
+    def check(self) -> float:
+        """Draw the export's golden latents on this machine and engine, of one picture.
+
+        Returns their relative L2 to PyTorch's. Raises ManifestError when that is more than the export allows: then
+        pictures made here would be wrong without looking wrong.
+        """
+        golden, end = self.manifest.golden, self.manifest.golden.end_to_end
+        if end is None:
+            return 0.0
+        self.manifest.check_files(self._folder, [golden.file])
+        with np.load(self._folder / golden.file, allow_pickle=False) as file:
+            eeg, initial, final = (
+                file[f"end_to_end/{n}"][:1] for n in ("eeg", "initial_latents", "final_latents")
+            )
+            draws = iter([initial, *file["end_to_end/noises"][:, :1]])
+        with self._busy:
+            condition = self._encoder.run({"eeg": eeg})
+            table = self.table(end.scheduler, end.steps)
+            drawn = self._latents(
+                condition, lambda: next(draws), table, end.guidance, _Progress(None, 0), Timings()
+            )
+        error = float(np.linalg.norm(drawn - final) / np.linalg.norm(final))
+        if not error <= end.tolerance:
+            raise ManifestError(
+                f"{self._folder} on {self.provider} draws other latents than PyTorch did: {error:.1e} apart "
+                f"(relative), {end.tolerance:.0e} is allowed. Do not use it here: update driver and engine, or "
+                "choose another provider or precision."
+            )
+        return error
 
     def table(self, scheduler: str | None = None, steps: int | None = None) -> Table:
         """A sampler that was exported; what is not given is that of the first exported which fits."""
@@ -182,15 +217,12 @@ class EEGToImage:
     def _latents(
         self,
         condition: dict[str, np.ndarray],
-        noise: Noise,
+        draw: Callable[[], np.ndarray],
         table: Table,
         guidance: float,
         progress: _Progress,
         timings: Timings,
     ) -> np.ndarray:
-        latent = self.manifest.latent
-        assert latent is not None, "a generator's manifest has it, see _checked_manifest"
-        shape_chw = (latent.channels, latent.height, latent.width)
         guided = guidance > 1
         unet = self._unet.holding(self._unet_constants(condition, guided))
 
@@ -207,7 +239,7 @@ class EEGToImage:
             without, with_eeg = np.split(predicted, 2)
             return without + np.float32(guidance) * (with_eeg - without)
 
-        return replay(table, noise.draw(shape_chw), predict, lambda: noise.draw(shape_chw))
+        return replay(table, draw(), predict, draw)
 
     def _unet_constants(self, condition: dict[str, np.ndarray], guided: bool) -> dict[str, np.ndarray]:
         taken = {"encoder_hidden_states": ("encoder_hidden_states", "null_hidden_states")}
@@ -253,32 +285,3 @@ def _timed(timings: Timings, stage: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     setattr(timings, stage, getattr(timings, stage) + time.perf_counter() - began)
-
-
-def _checked_manifest(folder: str | os.PathLike[str], names: list[str]) -> Manifest:
-    manifest = Manifest.load(folder)
-    if UNET in names and (
-        manifest.kind != "pipeline" or manifest.latent is None or manifest.constants is None
-    ):
-        raise ManifestError(
-            f"{folder} is the export of an encoder alone and draws no pictures: export a fine-tuned run, or use "
-            "ddscale.deploy.runtime.Encoder."
-        )
-    graphs = [manifest.graph(name) for name in names]
-    used = [file for graph in graphs for file in (graph.file, graph.data_file) if file is not None]
-    if UNET in names:
-        used += [schedule.file for schedule in manifest.schedules]
-        used += [manifest.constants] if manifest.constants is not None else []
-        if not manifest.schedules:
-            raise ManifestError(
-                f"{folder} has no sampler: list some under `schedules` in the recipe, export again."
-            )
-    if unlisted := [file for file in used if file not in manifest.files]:
-        raise ManifestError(f"{folder}: the manifest has no checksum of {', '.join(unlisted)}: export again.")
-    manifest.check_files(folder, used)
-    return manifest
-
-
-def _constants(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    with np.load(folder / str(manifest.constants), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}

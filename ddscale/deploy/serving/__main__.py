@@ -26,6 +26,9 @@ def main() -> int:
     )
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one request")
     parser.add_argument("--max-pictures", type=int, default=16, help="windows times samples of one request")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not draw the golden picture before the first"
+    )
     arguments = parser.parse_args()
     try:
         Manifest.load(arguments.folder)
@@ -54,10 +57,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         failures.append(error)
         server.should_exit = True
 
+    def load() -> EEGToImage:
+        model = EEGToImage.load(arguments.folder, arguments.provider, arguments.decoder, arguments.threads)
+        if not arguments.no_check:
+            model.check()
+        return model
+
     app = make_app(
-        lambda: EEGToImage.load(
-            arguments.folder, arguments.provider, arguments.decoder, threads=arguments.threads
-        ),
+        load,
         Limits(places=arguments.places, timeout_s=arguments.timeout, max_pictures=arguments.max_pictures),
         on_failure=stop,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import numpy as np
 
@@ -98,9 +99,12 @@ class NpyBody:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         try:
-            shape, _, dtype = read(
-                io.BytesIO(self._bytes[8 : start + length]), max_header_size=_LONGEST_HEADER
-            )
+            with warnings.catch_warnings():
+                # Of Python, about the literal's style.
+                warnings.simplefilter("ignore")
+                shape, _, dtype = read(
+                    io.BytesIO(self._bytes[8 : start + length]), max_header_size=_LONGEST_HEADER
+                )
         except Exception as error:
             # It evaluates a literal: bad ones raise errors of many kinds, MemoryError and RecursionError among them.
             reason = " ".join(str(error).split())[:120]

@@ -35,6 +35,7 @@ _MODULES = (
     "deploy/__init__.py",
     "deploy/manifest.py",
     "deploy/runtime/__init__.py",
+    "deploy/runtime/folder.py",
     "deploy/runtime/generation.py",
     "deploy/runtime/graphs.py",
     "deploy/runtime/noise.py",
