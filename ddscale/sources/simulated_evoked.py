@@ -51,7 +51,7 @@ class SimulatedEvokedSource(Provenance):
     trial_s: float = Field(4.0, ge=0.5, le=20)
     """Length of a trial, s; 4 s are the 512 samples of a window at 128 Hz. The response lasts 1.6 s."""
 
-    snr_db: float = Field(-12.0, ge=-60, le=60)
+    snr_db: float = Field(-6.0, ge=-60, le=60)
     """Power of what a picture evokes, over the trial, against that of the ongoing EEG (0.5 to 30 Hz), dB. Lower is
     harder: of single trials with pictures never seen, a small convolutional network told the class of 99 % at -6,
     96 % at -14 and 93 % at -18 after a minute of training on 6,645."""
