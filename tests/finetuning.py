@@ -24,10 +24,10 @@ def caption_of(label: str) -> str:
     return f"a handwritten {label}"
 
 
-def write_paired_store(path: Path, pictures: int = 48, subjects: tuple[str, ...] = ("anna", "ben")) -> Path:
+def write_paired_store(path: Path, pictures: int = 72, subjects: tuple[str, ...] = ("anna", "ben")) -> Path:
     """Every subject sees every picture once, in an order of their own; a class is a frequency, its picture a grey.
 
-    Of six pictures the last but one is for validation, the last for the test.
+    Of six pictures of a class the last but one is for validation, the last for the test.
     """
     rng = np.random.default_rng(7)
     files = [_picture(number) for number in range(pictures)]
@@ -54,7 +54,7 @@ def _picture(number: int) -> ImageFile:
     data = buffer.getvalue()
     label = CLASSES[number % len(CLASSES)]
     name = f"picture{number:03d}"
-    stated = {4: "val", 5: "test"}.get(number % 6, "train")
+    stated = {4: "val", 5: "test"}.get(number // len(CLASSES) % 6, "train")
     return ImageFile(
         "paired",
         name,

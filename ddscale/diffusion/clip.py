@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ddscale.diffusion.folders import component_class, find_component
+
+# One bar for each model that is read would drown what a command says; Progress shows what takes time.
+transformers_logging.disable_progress_bar()
 
 # Of OpenAI's CLIP, for folders that do not state theirs.
 _MEAN = [0.48145466, 0.4578275, 0.40821073]

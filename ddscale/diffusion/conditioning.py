@@ -112,9 +112,9 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         """encoder_sizes: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
 
         time_condition: also give a vector for the time embedding (the original does). clip_width: of the features
-        to align with; None leaves the head out. normalise_states: see Projector. sfreq (Hz), normalisation, preprocessing (filters and reference
-        of the ingest), short_trials (what is done with trials shorter than a window): what windows have to be
-        like; kept for whoever prepares them, not used here.
+        to align with; None leaves the head out. normalise_states: see Projector. sfreq (Hz), normalisation,
+        preprocessing (filters and reference of the ingest), short_trials (what is done with trials shorter than a
+        window): what windows have to be like; kept for whoever prepares them, not used here.
         """
         super().__init__()
         sizes = EncoderConfig.model_validate(encoder_sizes)

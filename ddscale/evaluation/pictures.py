@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
@@ -149,6 +150,7 @@ def load_run(run: Path) -> tuple[EEGToImagePipeline, FinetuneRecipe]:
             f"{run} holds no {PIPELINE}/: give the `run:` of a recipe that deepspeed launchers/finetune.py has trained "
             "to its end."
         )
+    diffusers_logging.disable_progress_bar()
     pipeline = EEGToImagePipeline.from_pretrained(run / PIPELINE)
     pipeline.set_progress_bar_config(disable=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,7 +6,6 @@ Shape letters: B windows of a batch, T samples, C channels.
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import tempfile
 from collections.abc import Iterator
@@ -136,7 +135,7 @@ def store_of(eeg: str | Path, conditioner: EEGConditioner, unit: str | None) -> 
         raise FileNotFoundError(f"{path} is not there: give a recording file or a store's folder.")
     with tempfile.TemporaryDirectory(prefix="ddscale-") as folder:
         source: dict[str, Any] = {"kind": "files", "dataset": "given", "folder": str(path.parent)}
-        source |= {"include": [glob.escape(path.name)], **({"unit": unit} if unit else {})}
+        source |= {"include": [path.name], **({"unit": unit} if unit else {})}
         wanted = conditioner.config.preprocessing
         recipe = IngestRecipe.model_validate(
             {

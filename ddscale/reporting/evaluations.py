@@ -192,7 +192,7 @@ def picture_tables(found: Mapping[str, Any]) -> None:
     screen.print(table)
     judge = found["class_judge"]
     if "on_real_held_out_pictures" in judge:
-        known = _with_interval(judge["on_real_held_out_pictures"])
+        known = with_interval(judge["on_real_held_out_pictures"])
         screen.print(
             f"class judged by a {judge['what']}; right for real held-out pictures: {known}", markup=False
         )
@@ -201,13 +201,20 @@ def picture_tables(found: Mapping[str, Any]) -> None:
         if k in retrieval:
             of = retrieval[k]
             screen.print(
-                f"EEG to image, {k.replace('_', '-')} of {retrieval['gallery']}: {_with_interval(of)}, "
+                f"EEG to image, {k.replace('_', '-')} of {retrieval['gallery']}: {with_interval(of)}, "
                 f"chance {_figure(of['chance'])}",
                 markup=False,
             )
+    for name, reason in found["skipped_conditions"].items():
+        screen.print(f"not drawn: {name}: {reason}", markup=False, style="dim")
     of_metrics: dict[str, str] = next(iter(conditions.values()))["skipped"]
-    for name, reason in {**found["skipped_conditions"], **of_metrics}.items():
-        screen.print(f"not measured: {name}: {reason}", markup=False, style="dim")
+    if of_metrics:
+        screen.print(
+            f"not measured: {', '.join(of_metrics)}; the results say which file each needs, and DDSCALE_WEIGHTS names "
+            "the folder where they are looked for",
+            markup=False,
+            style="dim",
+        )
 
 
 def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:

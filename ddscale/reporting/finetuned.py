@@ -23,7 +23,7 @@ def facts(recipe: FinetuneRecipe, start: dict[str, Any]) -> list[tuple[str, str]
     objective = recipe.objective
     return [
         ("parameters", f"{start['parameters']:,}, of which {start['trained_parameters']:,} are trained"),
-        ("Stable Diffusion", recipe.stable_diffusion),
+        ("Stable Diffusion", f"{recipe.stable_diffusion}{_toy(Path(recipe.stable_diffusion))}"),
         (
             "encoder",
             f"{recipe.encoder}{' (its sizes only, weights drawn afresh)' if recipe.from_scratch else ''}",
@@ -35,6 +35,12 @@ def facts(recipe: FinetuneRecipe, start: dict[str, Any]) -> list[tuple[str, str]
     ]
 
 
+def _toy(folder: Path) -> str:
+    """Says so where the Stable Diffusion is a toy."""
+    description = folder / "toy.json"
+    return f": {json.loads(description.read_text(encoding='utf-8'))['what']}" if description.is_file() else ""
+
+
 def results(
     folder: Path, recipe: FinetuneRecipe, rows: list[dict[str, Any]], beside: Sequence[Path]
 ) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def results(
 
     found = read_results(folder)
     shown: dict[str, Any] = {"grids": [], "conditions": [], "metrics": [], "meanings": [], "judge": "",
-                             "retrieval": "", "skipped": []}  # fmt: skip
+                             "retrieval": "", "not_drawn": [], "not_measured": []}  # fmt: skip
     if found is not None:
         conditions = list(found["conditions"])
         shown = {
@@ -54,7 +60,8 @@ def results(
             "meanings": [(name, MEANING[name]) for name in conditions],  # type: ignore[index]
             "judge": _judge(found["class_judge"]),
             "retrieval": _retrieval(found["retrieval"]),
-            "skipped": list({**found["skipped_conditions"], **found["conditions"]["eeg"]["skipped"]}.items()),
+            "not_drawn": list(found["skipped_conditions"].items()),
+            "not_measured": list(found["conditions"]["eeg"]["skipped"]),
         }
     comparison = {"columns": _COLUMNS, "rows": [_row(run) for run in (folder, *beside)]} if beside else None
     return {

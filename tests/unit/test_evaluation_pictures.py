@@ -1,0 +1,212 @@
+"""From a fine-tuned run's folder to pictures, judged beside controls, and to a report: on random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import mne
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from finetuning import CHANNELS, CLASSES, SAMPLES, SFREQ, tiny_recipe, write_parts
+
+from ddscale import recipes
+from ddscale.cli import app
+from ddscale.diffusion.finetuning import Finetuning
+from ddscale.diffusion.generate import GenerateSettings
+from ddscale.diffusion.settings import FinetuneRecipe
+from ddscale.evaluation.generation import generate_from
+from ddscale.evaluation.pictures import PictureEvaluation, evaluate_run, load_run
+from ddscale.evaluation.trials import Trials
+from ddscale.metrics.leakage import LeakageError
+from ddscale.reporting.report import write_report
+from ddscale.training.ranks import Ranks
+from ddscale.training.runs import Display
+
+FAST = {"steps": 2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory) -> Path:
+    """A run as launchers/finetune.py leaves it, its weights those of the beginning."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    folder.mkdir()
+    recipe = FinetuneRecipe.model_validate(tiny_recipe(parts, folder, time_condition=True))
+    recipes.save(recipe, folder / "recipe.yaml")
+    task = Finetuning(recipe, Ranks(0, 1, 0, 1, torch.device("cpu")), Display())
+    torch.manual_seed(0)
+    model = task.make_model()
+    task.export(model.state_dict(), folder, {"run": str(folder)})
+    task.close()
+    row = {"step": 8, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "samples_seen": 128, "eeg_hours_seen": 0.1,
+           "samples_per_s": 9.0, "eeg_hours_per_s": 0.1, "data_wait_fraction": 0.1,
+           "loss_by_part": {"noise": 0.5, "alignment": 1.5}, "val_loss": 2.0, "val_noise": 0.6,
+           "val_noise_without_eeg": 0.7, "val_alignment": 1.4}  # fmt: skip
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    start = {"world_size": 1, "device": "cpu", "parameters": 10, "trained_parameters": 5,
+             "peak_flops_per_rank": None, "peak_flops_source": ""}  # fmt: skip
+    (folder / "environment.json").write_text(json.dumps({"starts": [start]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run) -> dict:
+    settings = PictureEvaluation(generation=GenerateSettings(**FAST, samples=2))
+    return evaluate_run(run, None, settings)
+
+
+def test_trials_are_the_held_out_ones_with_the_picture_that_was_shown(run, parts):
+    pipeline, _ = load_run(run)
+    trials = Trials(pipeline.conditioner, parts / "store", "test", None)
+    found = list(trials)
+    assert len(trials) == len(found) == 24  # 12 of 72 pictures, two people
+    assert {trial.window.facts["image"] for trial in found} == {
+        f"paired/picture{n:03d}" for n in range(72) if n // 4 % 6 == 5
+    }
+    for trial in found:
+        assert trial.window.x_TC.shape == (SAMPLES, CHANNELS)
+        number = int(trial.window.facts["image"][-3:])
+        assert trial.window.facts["label"] == CLASSES[number % 4]
+        assert np.asarray(trial.window.seen)[number % 32].min() == 255
+    assert len({trial.window.key for trial in found}) == 24
+
+
+def test_a_store_filtered_in_another_way_is_refused(run, parts, monkeypatch):
+    pipeline, _ = load_run(run)
+    pipeline.conditioner.register_to_config(preprocessing={"l_freq": 1.0})
+    with pytest.raises(ValueError, match=r"l_freq is None, not 1\.0"):
+        Trials(pipeline.conditioner, parts / "store", "test", None)
+
+
+def test_the_results_hold_every_control_and_count_what_they_rest_on(evaluated):
+    assert evaluated["trials"] == 24
+    assert evaluated["pictures_shown"] == 12
+    assert list(evaluated["conditions"]) == ["eeg", "shuffled_eeg", "random_encoder", "no_eeg", "label_only"]
+    for condition in evaluated["conditions"].values():
+        assert condition["generated_pictures"] == 48
+        accuracy = condition["class_accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert accuracy["judged"] == 48
+        assert condition["metrics"]["ssim"]["estimate"]["groups"] == 12
+    # Without EEG all trials are given the same, so only the starting noise differs between trials.
+    assert evaluated["class_judge"]["chance"] == pytest.approx(0.25)
+    assert evaluated["class_judge"]["on_real_held_out_pictures"]["value"] == 1.0
+    assert evaluated["retrieval"]["gallery"] == 12
+    assert evaluated["retrieval"]["top_1"]["chance"] == pytest.approx(1 / 12)
+
+
+def test_results_and_grids_are_on_disk(evaluated, run):
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == evaluated
+    for name in evaluated["examples"]["grids"].values():
+        # Eight rows of the shown picture and two drawn ones.
+        assert Image.open(run / "evaluation" / name).size == (3 * 36 - 4, 8 * 36 - 4)
+
+
+def test_the_random_encoder_is_another_and_no_eeg_knows_nothing(run, parts):
+    from ddscale.evaluation.conditions import condition_of
+
+    pipeline, recipe = load_run(run)
+    trials = list(Trials(pipeline.conditioner, parts / "store", "test", None))
+    states = {
+        given: condition_of(given, pipeline, trials, recipe.stable_diffusion, 0).hidden_states
+        for given in ("eeg", "shuffled_eeg", "random_encoder", "no_eeg", "label_only")
+    }
+    assert all(value.shape == states["eeg"].shape for value in states.values())
+    assert not torch.allclose(states["eeg"], states["random_encoder"])
+    assert torch.equal(states["no_eeg"][:1].expand_as(states["no_eeg"]), states["no_eeg"])
+    ours = {tuple(row.flatten()[:8].tolist()) for row in states["eeg"]}
+    assert {tuple(row.flatten()[:8].tolist()) for row in states["shuffled_eeg"]} == ours
+    assert not (states["eeg"] == states["shuffled_eeg"]).flatten(1).all(dim=1).any()
+    labels = [trial.window.facts["label"] for trial in trials]
+    same = [torch.equal(states["label_only"][0], state) for state in states["label_only"]]
+    assert same == [label == labels[0] for label in labels]
+
+
+def test_a_picture_that_was_trained_on_cannot_be_judged(run, parts, tmp_path, monkeypatch):
+    import pyarrow as pa
+
+    from ddscale.evaluation.leaks import check_leaks
+    from ddscale.store import open_store
+
+    store = open_store(parts / "store")
+    whole = store.table(["dataset", "subject", "recording", "image", "label", "start", "samples", "split"])
+    splits = ["test" if row % 7 == 0 else split for row, split in enumerate(whole["split"].to_pylist())]
+    leaking = whole.set_column(whole.schema.get_field_index("split"), "split", pa.array(splits))
+    monkeypatch.setattr(type(store), "table", lambda self, columns=None: leaking)
+    with pytest.raises(LeakageError, match="picture seen in training"):
+        check_leaks(store, "test")
+
+
+def test_pictures_from_a_recording_file(run, tmp_path):
+    rng = np.random.default_rng(0)
+    info = mne.create_info([f"E{n}" for n in range(CHANNELS - 2)], 256.0, "eeg")
+    signal = np.cumsum(rng.normal(size=(CHANNELS - 2, 256 * 20)), axis=1)
+    signal = 2e-5 * (signal - signal.mean(axis=1, keepdims=True)) / signal.std(axis=1, keepdims=True)
+    path = tmp_path / "mine [1]_raw.fif"
+    mne.io.RawArray(signal, info, verbose="error").save(path, verbose="error")
+    pipeline, _ = load_run(run)
+    # The tiny store was written from arrays, so it says nothing of filters; 128 Hz is what the encoder takes.
+    assert pipeline.conditioner.config.preprocessing == {}
+    pipeline.conditioner.register_to_config(preprocessing=None)
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    config = changed / "pipeline" / "conditioner" / "config.json"
+    tree = json.loads(config.read_text())
+    tree["preprocessing"] = {
+        "sfreq": SFREQ,
+        "l_freq": 0.5,
+        "h_freq": 40.0,
+        "notch": None,
+        "reference": "as_recorded",
+    }
+    config.write_text(json.dumps(tree))
+    settings = GenerateSettings(**FAST)
+    written = generate_from(changed, path, "test", 3, tmp_path / "out", None, settings)
+    assert written == 3
+    assert len(list((tmp_path / "out").glob("given-*.png"))) == 3
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        generate_from(changed, tmp_path / "gone.edf", "test", 3, tmp_path / "out", None, settings)
+
+
+def test_the_commands_say_where_things_are(run, parts, tmp_path):
+    from typer.testing import CliRunner
+
+    sets = ["--set", "steps=2", "--set", "batch_size=8"]
+    command = [
+        "generate",
+        str(run),
+        "--eeg",
+        str(parts / "store"),
+        "--windows",
+        "4",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, [*command, *sets], catch_exceptions=False)
+    assert f"4 pictures in {tmp_path / 'out'}" in done.output
+    sidecar = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert sidecar["window"]["caption"].startswith("a handwritten")
+    with pytest.raises(FileNotFoundError, match="launchers/finetune"):
+        CliRunner().invoke(app, ["evaluate", str(parts)], catch_exceptions=False)
+
+
+def test_the_report_shows_pictures_controls_and_the_other_runs(evaluated, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    page = write_report(run, [other]).read_text()
+    assert page.count("data:image/png") >= 6
+    for shown in ("right class", "shuffled eeg", "label only", "worst", "Beside other runs", "other"):
+        assert shown in page
+    shutil.rmtree(other / "evaluation")
+    assert "Not evaluated yet" in write_report(other).read_text()
