@@ -36,7 +36,7 @@ FORMAT_NOTE = "format.json"
 def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
     """Build the recipe's store, or continue it: recordings that are in it already are not touched.
 
-    on_progress(done, total, name): after every recording.
+    on_progress(done, total, name): after every picture, then after every recording.
     Interrupted at any point, by Ctrl-C or a power cut, it continues when called again. What is wrong with single
     recordings is in the summary; raises ValueError or FileNotFoundError when the recipe cannot be carried out at
     all or nothing is usable, OSError when the store cannot be written.
@@ -76,7 +76,7 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         if fresh:
             layout.write_bytes(format_note, content.model_dump_json().encode())
         # Before the recordings: a damaged picture stops the ingest now, and not after hours.
-        images.add(store, content.shard_mb * 1e6, fresh)
+        images.add(store, content.shard_mb * 1e6, fresh, on_progress)
         if (
             fresh
             or todo

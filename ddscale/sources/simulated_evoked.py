@@ -17,10 +17,11 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from ddscale.sources.events import COLUMNS, Event, open_events, read_table, sorted_pictures
+from ddscale.sources.events import open_events
 from ddscale.sources.provenance import Provenance
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Statements
+from ddscale.sources.trial_table import COLUMNS, Event, read_table
 
 # Changes with what the generator produces, so that files of an older one are not taken for new.
 _GENERATION = 1
@@ -84,7 +85,7 @@ def list_simulated_evoked(source: SimulatedEvokedSource) -> Listing:
                 opener=partial(_open, source, name, number, device, shown, tuple(table.events[path.name])),
             )
         )
-    return Listing(recordings, [], sorted_pictures(table.pictures))
+    return Listing(recordings, [], table.pictures)
 
 
 _Plan = dict[str, tuple[int, str, tuple[int, ...]]]

@@ -24,6 +24,8 @@ from ddscale.store import layout, sealing, tables, tar_shards
 from ddscale.store.identity import Split
 from ddscale.store.staging import write_error
 
+OnProgress = Callable[[int, int, str], None]
+
 SUFFIXES = ("png", "jpg", "jpeg")
 _SEALED = "sealed-images"
 
@@ -46,10 +48,12 @@ class ImageFile:
     stated: Split | None = None
 
 
-def add(store: Path, shard_bytes: float, files: Sequence[ImageFile]) -> int:
+def add(
+    store: Path, shard_bytes: float, files: Sequence[ImageFile], on_progress: OnProgress | None = None
+) -> int:
     """Seal the pictures that the store does not have yet into new shards; returns how many there were.
 
-    Pictures of a dataset go in the order of their names.
+    Pictures of a dataset go in the order of their names. on_progress(done, total, name): after each.
     Raises ValueError naming a picture that is damaged or of a kind not stored, FileNotFoundError naming one that is
     gone, StoreWriteError when the store cannot be written.
     """
@@ -57,7 +61,7 @@ def add(store: Path, shard_bytes: float, files: Sequence[ImageFile]) -> int:
     numbers = sealing.next_numbers(tables.coded(present(store)["shard"])[1])
     batch: list[tuple[bytes, dict[str, Any]]] = []
     size = 0
-    for file in new:
+    for done, file in enumerate(new, start=1):
         pieces, row = _packed(file)
         full = size + len(pieces) + len(tar_shards.END_OF_ARCHIVE) > shard_bytes
         if batch and (full or batch[0][1]["dataset"] != file.dataset):
@@ -66,6 +70,8 @@ def add(store: Path, shard_bytes: float, files: Sequence[ImageFile]) -> int:
         row["offset"] += size
         batch.append((pieces, row))
         size += len(pieces)
+        if on_progress:
+            on_progress(done, len(new), f"picture {file.dataset}/{file.image}")
     if batch:
         _seal(store, numbers, batch)
     return len(new)

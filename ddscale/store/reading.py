@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from ddscale.store import images as image_shards
-from ddscale.store import layout, splitting, tables, zarr_shards
-from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check, subject_hash
+from ddscale.store import layout, matching, splitting, tables, zarr_shards
+from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
 from ddscale.store.shard_files import ShardFiles
 
@@ -288,31 +288,8 @@ class Store:
         through the salt of the ingest recipe; a store that was salted otherwise needs their hashes.
         Raises ValueError when a name fits nothing in the store and the salt is not the store's: it may be there.
         """
-        named = sorted(set(names))
-        wanted = np.zeros(len(self), bool)
-        if not named:
-            return wanted
-        subject, recording, dataset = (self._column(name) for name in ("subject", "recording", "dataset"))
-        unknown = []
-        for name in named:
-            in_dataset, slash, what = name.partition("/")
-            if not slash:
-                raise ValueError(
-                    f"blocklist: `{name}` names nobody. Write `dataset/subject` or `dataset/recording`."
-                )
-            hits = np.zeros(len(self), bool)
-            for column, codes in (("subject", subject), ("recording", recording)):
-                known = self._names[column]
-                for spelt in {what, subject_hash(in_dataset, what, salt)} if column == "subject" else {what}:
-                    if spelt in known:
-                        hits |= codes == known.index(spelt)
-            if in_dataset in self.dataset_names:
-                hits &= dataset == self.dataset_names.index(in_dataset)
-            else:
-                hits[:] = False
-            if not hits.any():
-                unknown.append(name)
-            wanted |= hits
+        columns = {name: self._column(name) for name in ("subject", "recording", "dataset")}
+        wanted, unknown = matching.rows(names, columns, self._names, salt)
         if unknown and salt_check(salt) != self.content.salt_check:
             raise ValueError(
                 f"blocklist: {', '.join(unknown)}: no such recording in {self.path}, and subjects there were hashed "

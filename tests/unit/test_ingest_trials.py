@@ -312,6 +312,33 @@ def test_changed_trials_and_pictures_are_noticed_and_the_store_keeps_what_it_has
     assert open_store(given.out).fingerprint == fingerprint
 
 
+def test_a_subject_blocked_later_is_taken_out_and_the_pictures_stay(ingested, folder, tmp_path):
+    given, _ = ingested
+    store = shutil.copytree(given.out, tmp_path / "store")
+    before = open_store(store)
+    kept = {
+        row["key"]: (row["image"], row["repetition"], before.read(place, 0, 64).tobytes())
+        for place, row in enumerate(before.table().to_pylist())
+        if row["recording"] != "sub2_run1"
+    }
+    run(recipe(folder, store, backend=given.backend, blocklist={"subjects": ["cats/sub2"]}))
+    assert verify(store).problems == []
+    after = open_store(store)
+    rows = after.table().to_pylist()
+    assert {
+        row["key"]: (row["image"], row["repetition"], after.read(place, 0, 64).tobytes())
+        for place, row in enumerate(rows)
+    } == kept
+    assert len(after.images) == 8
+
+
+def test_the_summary_says_how_pictures_were_divided(folder, tmp_path):
+    splits = {"val": 0.5, "val_images": 0.01}
+    notes = run(recipe(folder, tmp_path / "store", splits=splits)).notes
+    assert any("none of its 8 pictures fell into val; raise splits.val_images" in note for note in notes)
+    assert any("divided by picture: splits.val and splits.test have no effect" in note for note in notes)
+
+
 def test_pictures_open_with_plain_webdataset(ingested):
     webdataset = pytest.importorskip("webdataset")
     given, _ = ingested

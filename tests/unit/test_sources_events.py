@@ -65,7 +65,10 @@ def test_recordings_that_the_table_does_not_name_are_listed_as_left_out(tmp_path
     write_edf(folder / "sub7" / "run1.edf", eeg(5, 7))
     listing = list_recordings(by_table(folder))
     assert [recording.id for recording in listing.recordings] == ["sub1_run1"]
-    assert listing.rejected == [("sub7/run1.edf", f"{folder / 'trials.csv'} has no trial in it")]
+    assert listing.rejected == []
+    assert listing.notes == [
+        f"1 recordings are left out, since {folder / 'trials.csv'} has no trial in them: sub7/run1.edf"
+    ]
 
 
 def test_pictures_in_folders_of_the_same_names_stay_apart(tmp_path):
