@@ -21,7 +21,7 @@ from ddscale.deploy.benchmark.showing import as_table, conclusions, plot
 from ddscale.deploy.benchmark.timing import interleaved
 
 
-def test_ways_are_called_in_turn_and_the_first_call_does_not_count():
+def test_ways_are_called_in_turn():
     called = []
     ticks = itertools.count()
     costs = {"slow": 3, "quick": 1}
@@ -35,8 +35,7 @@ def test_ways_are_called_in_turn_and_the_first_call_does_not_count():
         return call
 
     timed = interleaved({name: way(name) for name in costs}, rounds=5, clock=lambda: next(ticks))
-    assert called[:2] == ["slow", "quick"]
-    rounds = [called[2 + 2 * i : 4 + 2 * i] for i in range(5)]
+    rounds = [called[2 * i : 2 * i + 2] for i in range(5)]
     assert all(sorted(names) == ["quick", "slow"] for names in rounds)
     assert len({tuple(names) for names in rounds}) == 2
     assert (timed["slow"].median_ms, timed["quick"].median_ms) == (3000, 1000)
@@ -53,7 +52,7 @@ def test_no_round_begins_after_the_budget():
 def result(toy_export):
     before = torch.get_num_threads()
     measured = benchmark(
-        toy_export / "export", Settings(batches=(1, 2), rounds=2, threads=1, compiled=False, budget_s=5)
+        toy_export / "export", Settings(batches=(1, 2), rounds=2, threads=1, compiled=False, budget_s=0)
     )
     assert torch.get_num_threads() == before
     return measured

@@ -222,12 +222,21 @@ def _original(
     )
 
 
-def _record(result: Result, ways: dict[str, Callable[[], object]], settings: Settings, **facts: Any) -> None:
+def _record(
+    result: Result,
+    ways: dict[str, Callable[[], object]],
+    settings: Settings,
+    warm_up: bool = True,
+    **facts: Any,
+) -> None:
     working = {}
     for name, way in ways.items():
         try:
-            way()
+            if warm_up:
+                way()
         except Exception as error:
+            if name == EAGER:
+                raise
             # An engine that cannot run one thing, such as torch.compile without a compiler, is told and left out.
             result.left_out[f"{name}: {facts['stage']}"] = " ".join(str(error).split())[:300]
         else:

@@ -25,14 +25,12 @@ def interleaved(
     at_least: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timed]:
-    """Call each way once in each round, in a new order each time; after one call that is not counted.
+    """Call each way once in each round, in a new order each time. Whoever calls has warmed them up.
 
     budget_s: no round begins after that, but for the first `at_least`.
     """
     order = list(ways)
     shuffled = random.Random(0)
-    for name in order:
-        ways[name]()
     times: dict[str, list[float]] = {name: [] for name in order}
     began = clock()
     for done in range(rounds):
