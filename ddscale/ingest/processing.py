@@ -94,6 +94,8 @@ def quarantine(
 def _sign(described: StagedRecording, recording: Recording) -> None:
     # After reading: some sources write or fetch the file when it is first opened.
     described.size_bytes, described.mtime_ns = signature(recording.path, recording.beside)
+    if recording.cut:
+        described.meta |= {"cut": recording.cut}
 
 
 def _explain(recording: Recording, error: Exception) -> tuple[str, str]:

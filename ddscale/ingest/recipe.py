@@ -31,7 +31,8 @@ class Storage(Settings):
     record_s: float = Field(60.0, gt=0, le=600)
     """Longest record, seconds. Windows are cut inside records, so a long one wastes less at its end."""
     min_record_s: float = Field(2.0, gt=0)
-    """Shortest stretch of good signal that is kept, seconds; shorter than a window it can never be drawn."""
+    """Shortest stretch of good signal that is kept, seconds; shorter than a window it can never be drawn. Trials are
+    kept whatever their length."""
     shard_mb: float = Field(512.0, gt=0)
     """Size at which a shard file is closed, MB (for Zarr before compression)."""
     chunk_s: float = Field(2.0, gt=0)
@@ -63,7 +64,7 @@ class Splits(Settings):
     test_subjects: list[str] = []
     """Subjects for the final test whatever their hash, as `dataset/subject`."""
     val_images: float = Field(0.0, ge=0, lt=1)
-    """Fraction of the pictures that EEG was recorded to for validation, by a hash of their names. Of pictures whose
+    """Fraction of the pictures that EEG was recorded to for validation, by a hash of their content. Of pictures whose
     publishers hold out a test set only, this is taken from those they train on."""
     test_images: float = Field(0.0, ge=0, lt=1)
     """Fraction of those pictures for the final test, where their publishers hold out none."""

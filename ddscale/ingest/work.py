@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -43,9 +44,12 @@ class Known:
     subject: str
     size_bytes: int
     mtime_ns: int
+    cut: str
 
     def unchanged(self, recording: Recording) -> bool:
         """A source that is no longer there, or never was a file, counts as unchanged."""
+        if recording.cut != self.cut:
+            return False
         now = signature(recording.path, recording.beside)
         return now == NO_FILE or now == (self.size_bytes, self.mtime_ns)
 
@@ -74,7 +78,7 @@ def read_state(store: Path) -> State:
     about = tables.read(
         store / layout.RECORDINGS,
         tables.RECORDINGS,
-        ["dataset", "recording", "subject", "status", "reason", "content"],
+        ["dataset", "recording", "subject", "status", "reason", "content", "meta"],
     )
     sources = {
         (row["dataset"], row["recording"]): (row["size_bytes"], row["mtime_ns"])
@@ -84,7 +88,13 @@ def read_state(store: Path) -> State:
         name = row["dataset"], row["recording"]
         size, time = sources.get(name, (0, 0))
         state.published[name] = Known(
-            row["status"], row["reason"], row["content"], row["subject"], size, time
+            row["status"],
+            row["reason"],
+            row["content"],
+            row["subject"],
+            size,
+            time,
+            json.loads(row["meta"] or "{}").get("cut", ""),
         )
     return state
 
@@ -119,4 +129,4 @@ def _step(store: Path, recording: Recording, state: State, blocked: Blocklist, s
     if name in state.sealed_records:
         return Step.TAKE  # part of it is in a shard; that its file has changed is found by the next ingest
     same = signature(recording.path, recording.beside) in (NO_FILE, (staged.size_bytes, staged.mtime_ns))
-    return Step.TAKE if same else Step.PROCESS
+    return Step.TAKE if same and staged.meta.get("cut", "") == recording.cut else Step.PROCESS

@@ -49,7 +49,7 @@ class AlljoinedSource(Provenance):
     """COCO's caption files, such as `captions_train2017.json`; each picture gets the first of its captions."""
 
     published_split: bool = True
-    """Keep the published division into train and test. false: pictures are divided by a hash of their names."""
+    """Keep the published division into train and test. false: pictures are divided by a hash of their content."""
 
     subjects: list[int] | None = Field(None, min_length=1)
     """Persons to take; left out: all."""

@@ -82,7 +82,10 @@ def list_events(source: EventsSource) -> Listing:
         assert source.duration is not None
         listing = _files(source)
         events = _FileEvents(dict(source.annotations), source.tmin, source.duration)
-        return Listing([_with(recording, events) for recording in listing.recordings], listing.rejected)
+        cut = f"{source.duration:g} s from {source.tmin:g} s after {dict(sorted(source.annotations.items()))}"
+        return Listing(
+            [_with(recording, events, cut=cut) for recording in listing.recordings], listing.rejected
+        )
     table = read_table(Path(source.csv), Path(source.images) if source.images else Path(source.csv).parent)
     listing = _files(source)
     root = Path(source.folder)
@@ -156,7 +159,10 @@ class _FileEvents:
 
 
 def _with(
-    recording: Recording, trials: Callable[[OpenRecording], list[Trial]], beside: tuple[str, ...] = ()
+    recording: Recording,
+    trials: Callable[[OpenRecording], list[Trial]],
+    beside: tuple[str, ...] = (),
+    cut: str = "",
 ) -> Recording:
     return Recording(
         dataset=recording.dataset,
@@ -166,6 +172,7 @@ def _with(
         size_bytes=recording.size_bytes,
         opener=partial(open_with_trials, recording.opener, trials),
         beside=beside,
+        cut=cut,
     )
 
 

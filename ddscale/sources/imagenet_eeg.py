@@ -44,7 +44,7 @@ class ImageNetEEGSource(Provenance):
 
     splits: str | None = None
     """The division into train, val and test: `block_splits_by_image_all.pth` or `..._single.pth`; left out: by a hash
-    of the pictures' names."""
+    of the pictures' content."""
 
     split_number: int = Field(0, ge=0)
     """Which of the file's divisions."""
@@ -122,6 +122,7 @@ def list_imagenet_eeg(source: ImageNetEEGSource) -> Listing:
             size_bytes=len(numbers) * 128 * 500 * 4,
             opener=partial(_open, source, tuple(numbers)),
             beside=() if source.splits is None else (source.splits,),
+            cut=f"samples {source.start} to {source.stop}",
         )
         for subject, numbers in sorted(chosen.items())
     ]

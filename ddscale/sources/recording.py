@@ -68,6 +68,7 @@ class Recording:
     path: what messages show: a path, or a place inside a public dataset.
     size_bytes: on disk, or an estimate where the data is not there yet; for balancing work, not for checks.
     beside: paths of other files that say what is in it, such as a table of trials.
+    cut: what settings make of it beyond its files, such as where trials begin; another text, another recording.
     """
 
     dataset: str
@@ -77,6 +78,7 @@ class Recording:
     size_bytes: int
     opener: Callable[[], OpenRecording] = field(repr=False)
     beside: tuple[str, ...] = ()
+    cut: str = ""
 
     def open(self) -> OpenRecording:
         """Open for reading; use as a context manager.

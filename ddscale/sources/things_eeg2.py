@@ -109,6 +109,7 @@ def list_things_eeg2(source: ThingsEEG2Source) -> Listing:
                     path=str(path),
                     size_bytes=path.stat().st_size,
                     opener=partial(_open, source, path, tuple(c.shown for c in conditions[part])),
+                    cut=f"{source.values}, from {source.tmin:g} s",
                 )
             )
     pictures = [condition.picture for part in _PARTS for condition in conditions[part]]

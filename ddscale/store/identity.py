@@ -35,9 +35,10 @@ def split_of(hashed_subject: str, salt: str, val_fraction: float, test_fraction:
     return "val" if place < test_fraction + val_fraction else "train"
 
 
-def image_split_of(dataset: str, image: str, salt: str, val_fraction: float, test_fraction: float) -> Split:
-    """The split of a picture whose publishers state none: depends on its name and the salt alone."""
-    return split_of(f"{dataset}\0{image}", f"{salt}\0pictures", val_fraction, test_fraction)
+def image_split_of(sha256: str, salt: str, val_fraction: float, test_fraction: float) -> Split:
+    """The split of a picture whose publishers state none: depends on its bytes and the salt alone, so that a picture
+    that comes under two names, or in two datasets, is in one split."""
+    return split_of(sha256, f"{salt}\0pictures", val_fraction, test_fraction)
 
 
 def _digest(text: str, salt: str) -> str:

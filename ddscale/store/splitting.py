@@ -16,19 +16,19 @@ _NAMES = (*SPLITS, NO_SPLIT)
 
 
 def image_codes(images: pa.Table, splitting: Splitting, salt: str) -> np.ndarray:
-    """(N,) codes of the splits of pictures: what their publishers state, else a stable hash of their names.
+    """(N,) codes of the splits of pictures: what their publishers state, else a stable hash of their bytes.
 
     Publishers who hold out a test set but nothing for validation leave that to be taken from what they train on.
     """
-    dataset, stated, names = (images[name].to_pylist() for name in ("dataset", "stated", "image"))
+    dataset, stated, digests = (images[name].to_pylist() for name in ("dataset", "stated", "sha256"))
     with_val = {of for of, said in zip(dataset, stated, strict=True) if said == "val"}
     chosen = np.zeros(len(images), np.uint8)
-    for row, (of, said, name) in enumerate(zip(dataset, stated, names, strict=True)):
+    for row, (of, said, digest) in enumerate(zip(dataset, stated, digests, strict=True)):
         split: Split
         if said is None:
-            split = image_split_of(of, name, salt, splitting.val_images, splitting.test_images)
+            split = image_split_of(digest, salt, splitting.val_images, splitting.test_images)
         elif said == "train" and of not in with_val:
-            split = image_split_of(of, name, salt, splitting.val_images, 0.0)
+            split = image_split_of(digest, salt, splitting.val_images, 0.0)
         else:
             split = said
         chosen[row] = CODES[split]

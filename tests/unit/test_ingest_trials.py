@@ -10,16 +10,19 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import edfio
 import mne
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ingesting import SFREQ, contents, eeg, times, write_edf
+from ingesting import NAMES, SFREQ, contents, eeg, times, write_edf
 from paired import picture, read_rows, recipe, session, write_table
+from paired import tree as paired_tree
 
-from ddscale.ingest import run
+from ddscale import recipes
+from ddscale.ingest import IngestRecipe, run
 from ddscale.signal.preprocessing import Preprocessing, process
 from ddscale.store import describe, open_store, verify
 
@@ -310,6 +313,54 @@ def test_changed_trials_and_pictures_are_noticed_and_the_store_keeps_what_it_has
     assert "cat.2.JPG has changed since it was stored as cats/pictures_cat_2" in problems[0]
     assert "run1.edf has changed since it was stored and holds another signal, or other trials" in problems[1]
     assert open_store(given.out).fingerprint == fingerprint
+
+
+def test_other_trials_of_the_same_files_are_noticed(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    marks = [edfio.EdfAnnotation(onset, None, "go") for onset in (3, 6, 9)]
+    reach = {"physical_dimension": "uV", "physical_range": (-500, 500)}
+    signals = [
+        edfio.EdfSignal(row, SFREQ, label=name, **reach) for row, name in zip(eeg(15, 1), NAMES, strict=True)
+    ]
+    edfio.Edf(signals, annotations=marks).write(folder / "run.edf")
+
+    def given(tmin):
+        tree = paired_tree(folder, tmp_path / "store")
+        tree["sources"] = [
+            {"kind": "events", "dataset": "cats", "folder": str(folder), "annotations": {"go": "move"}, "tmin": tmin,
+             "duration": 1.0}
+        ]  # fmt: skip
+        return recipes.check(tree, IngestRecipe, "test")
+
+    assert run(given(0.0)).ok
+    before = contents(tmp_path / "store")
+    assert run(given(0.0)).ok
+    assert contents(tmp_path / "store") == before
+    (problem,) = run(given(0.5)).problems
+    assert "run.edf has changed since it was stored and holds another signal, or other trials" in problem
+    assert open_store(tmp_path / "store").table(["start"])["start"].to_pylist() == [192, 384, 576]
+
+
+def test_the_same_picture_in_two_datasets_is_in_one_split(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "pictures").rename(other / "shown")
+    rows = [
+        [value.replace("pictures/", "shown/") for value in row.values()]
+        for row in read_rows(other / "trials.csv")
+    ]
+    write_table(other / "trials.csv", rows)
+    for subject in (1, 2, 3):
+        write_edf(other / f"sub{subject}" / "run1.edf", eeg(28, 50 + subject))
+    tree = paired_tree(folder, tmp_path / "store")
+    tree["sources"].append(paired_tree(other, tmp_path / "x")["sources"][0] | {"dataset": "dogs"})
+    run(recipes.check(tree, IngestRecipe, "test"))
+    assert verify(tmp_path / "store").problems == []
+    splits = {}
+    for row in open_store(tmp_path / "store").images.to_pylist():
+        splits.setdefault(row["sha256"], set()).add(row["split"])
+    assert len(splits) == 8
+    assert all(len(found) == 1 for found in splits.values())
 
 
 def test_a_subject_blocked_later_is_taken_out_and_the_pictures_stay(ingested, folder, tmp_path):

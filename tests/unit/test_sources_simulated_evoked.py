@@ -154,3 +154,32 @@ def test_responses_tell_classes_and_pictures_apart():
     assert first.shape == second.shape == (evoked.COMPONENTS, round(evoked.RESPONSE_S * 128))
     alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
     assert 0.5 < np.median(alike) < 0.9999
+
+
+def test_a_linear_decoder_tells_the_class_of_pictures_never_seen_and_nothing_from_shuffled_ones():
+    """One person, 0 dB, 600 pictures to learn from and 200 others: averages over 0.1 s, a linear discriminant."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    known, device = digits.load(), evoked.DEVICES["cap24-edf"]
+    shown = np.random.default_rng(5).permutation(800)
+    onsets = [2.0 + 2.25 * i for i in range(800)]
+    _, signal_CT = evoked.record(
+        np.random.default_rng(1),
+        np.random.default_rng(2),
+        device,
+        1810,
+        onsets,
+        evoked.code(known)[shown],
+        2.0,
+        0.0,
+    )
+    quick_CT = evoked._band(signal_CT, 128)
+    starts = [round(onset * 128) for onset in onsets]
+    features = np.stack([quick_CT[:, s : s + 192].reshape(24, 16, 12).mean(axis=2).ravel() for s in starts])
+    labels = known.labels[shown]
+    decoder = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(features[:600], labels[:600])
+    predicted = decoder.predict(features[600:])
+    assert (predicted == labels[600:]).mean() > 0.6
+    shuffled = np.random.default_rng(6).permutation(labels[600:])
+    # Four standard errors around a tenth.
+    assert abs((predicted == shuffled).mean() - 0.1) < 4 * np.sqrt(0.09 / 200)

@@ -213,6 +213,17 @@ def test_sliding_windows_of_a_store_with_trials_know_their_pictures_too(stores):
         assert all(image >= 0 for image, _ in everything(loader, 4).values())
 
 
+def test_of_a_trial_longer_than_a_window_the_beginning_is_taken(stores):
+    opened = [open_store(path) for path in stores]
+    with Loader(settings(stores, window_samples=32), global_batch_size=6, micro_batch_size=6) as loader:
+        assert loader.windows_per_epoch == 36
+        found = everything(loader, 6)
+        where = loader.locate(np.array(sorted(found)))
+    assert len({(s, r) for s, r in zip(where.store.tolist(), where.row.tolist(), strict=True)}) == 36
+    for position, store, row in zip(sorted(found), where.store.tolist(), where.row.tolist(), strict=True):
+        assert (found[position][1].numpy() == opened[store].read(row, 0, 32)).all()
+
+
 def test_a_store_without_trials_says_what_to_do(tmp_path):
     signal_CT = np.random.default_rng(0).normal(size=(3, 200)) * 10
     write_store(
