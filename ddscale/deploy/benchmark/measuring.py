@@ -192,7 +192,11 @@ def _pictures(
                     name: _draw(model, windows, schedule.name, schedule.steps, settings.guidance)
                     for name, model in models.items()
                 }
-                facts = {"scheduler": schedule.name, "steps": schedule.steps, "decoder": decoder}
+                facts: dict[str, Any] = {
+                    "scheduler": schedule.name,
+                    "steps": schedule.steps,
+                    "decoder": decoder,
+                }
                 _record(result, ways, settings, stage="picture", pictures=pictures, **facts)
 
 
