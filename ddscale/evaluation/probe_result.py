@@ -120,8 +120,8 @@ def _control(by_repetition: NDArray[np.float64], control_S: NDArray[np.float64])
     reached = int((control_S >= by_repetition.mean()).sum())
     return {
         "value": float(control_S.mean()),
-        "low": float(control_S.min()),
-        "high": float(control_S.max()),
+        "low": float(control_S.min()) if len(control_S) > 1 else None,
+        "high": float(control_S.max()) if len(control_S) > 1 else None,
         "shuffles": len(control_S),
         "p": (1 + reached) / (1 + len(control_S)),
     }
