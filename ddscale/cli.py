@@ -203,6 +203,9 @@ def generate(
     unit: Annotated[
         str | None, typer.Option(help="unit of a file's numbers, where its header is silent")
     ] = None,
+    exported: Annotated[
+        Path | None, typer.Option(help="an export's folder: its runtime draws the same, and is compared")
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Pictures from EEG: a PNG and a JSON for each window, and a grid of them."""
@@ -214,7 +217,14 @@ def generate(
     settings = recipes.from_overrides(GenerateSettings, set_ or ())
     target = out or run / "generated"
     with Progress("windows") as progress:
-        pictures = generate_from(run, eeg, split, windows, target, unit, settings, progress.update)
+        pictures, compared = generate_from(
+            run, eeg, split, windows, target, unit, settings, progress.update, exported
+        )
+    if compared is not None:
+        print(
+            f"{exported} draws the same {compared['pictures']} pictures without torch: pixels differ by at most "
+            f"{compared['largest_pixel_difference']} of 255 ({compared['tolerance']} allowed)"
+        )
     print(f"{pictures} pictures in {target}, the first of them together in {target / GRID}")
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ddscale.diffusion.generate import GenerateSettings, generate
+import numpy as np
+import torch
+
+from ddscale.deploy.runtime import EEGToImage
+from ddscale.diffusion.generate import EEGWindow, Generated, GenerateSettings, generate
 from ddscale.evaluation.pictures import load_run
+from ddscale.evaluation.results import write_json
 from ddscale.evaluation.trials import Trials, store_of
+
+COMPARISON = "runtime.json"
+TOLERANCE = 3
+"""Largest difference of a pixel, of 255, that the runtime in fp32 may have from PyTorch."""
+
+
+class RuntimeDiffersError(ValueError):
+    """The exported folder does not draw what the run draws."""
 
 
 def generate_from(
@@ -19,23 +33,68 @@ def generate_from(
     unit: str | None,
     settings: GenerateSettings,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
-) -> int:
-    """Draw pictures for the windows of a store's split, or of a whole recording file; how many were written.
+    exported: Path | None = None,
+) -> tuple[int, dict[str, Any] | None]:
+    """Draw pictures for the windows of a store's split, or of a whole recording file.
 
-    unit: of a file's numbers, where its header is silent or wrong. Raises ValueError or OSError when the run has no
-    generator, or nothing of the EEG can be used.
+    unit: of a file's numbers, where its header is silent or wrong. exported: a folder of this run's graphs, from
+    which the runtime draws the same windows as well. Returns how many were written, and how far the runtime's are
+    from them. Raises ValueError or OSError when the run has no generator, or nothing of the EEG can be used;
+    RuntimeDiffersError when the runtime's pictures are others.
     """
     pipeline, recipe = load_run(run)
     facts = {"run": str(run), "steps": recipe.steps, "stable_diffusion": recipe.stable_diffusion}
     with store_of(eeg, pipeline.conditioner, unit) as store:
         # A file by itself is held out from nothing: all of it lies in the split that a store has by default.
         trials = Trials(pipeline.conditioner, store, split if store == eeg else "train", windows)
+        raw: list[torch.Tensor] = []
+
+        def windows_in_turn() -> Iterator[EEGWindow]:
+            for trial in trials:
+                if exported is not None:
+                    raw.append(trial.microvolts_TC)
+                yield trial.window
+
         written = generate(
-            pipeline,
-            (trial.window for trial in trials),
-            folder,
-            settings,
-            facts,
-            lambda done: on_progress(done, len(trials)),
+            pipeline, windows_in_turn(), folder, settings, facts, lambda done: on_progress(done, len(trials))
         )
-    return len(written)
+    return len(written), None if exported is None else _compared(exported, raw, written, settings, folder)
+
+
+def _compared(
+    exported: Path,
+    raw: list[torch.Tensor],
+    written: list[Generated],
+    settings: GenerateSettings,
+    folder: Path,
+) -> dict[str, Any]:
+    if len({window.shape for window in raw}) > 1:
+        raise ValueError(
+            "the windows have different numbers of channels; an export takes one: name a store of one."
+        )
+    model = EEGToImage.load(exported)
+    drawn = model.generate(
+        torch.stack(raw).transpose(1, 2).contiguous().numpy(),
+        steps=settings.steps,
+        scheduler=settings.scheduler,
+        guidance=settings.guidance_scale,
+        seed=settings.seed,
+        samples=settings.samples,
+    )
+    ours = np.stack([np.asarray(picture.image.convert("RGB")) for picture in written])
+    difference = np.abs(drawn.astype(np.int16) - ours.astype(np.int16))
+    found = {
+        "exported": str(exported),
+        "pictures": len(written),
+        "largest_pixel_difference": int(difference.max()),
+        "mean_pixel_difference": float(difference.mean()),
+        "tolerance": TOLERANCE,
+        "seconds_per_picture": model.timings.total / model.timings.pictures,
+    }
+    write_json(folder / COMPARISON, found)
+    if difference.max() > TOLERANCE:
+        raise RuntimeDiffersError(
+            f"{exported} draws other pictures than the run: pixels differ by up to {difference.max()} of 255, and "
+            f"{TOLERANCE} are allowed. Export the run again; of half precision compare metrics, not pixels."
+        )
+    return found

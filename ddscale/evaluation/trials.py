@@ -38,6 +38,8 @@ class Trial:
     window: EEGWindow
     image: int
     """Row of the shown picture in `Trials.pictures`; -1 where none was shown."""
+    microvolts_TC: torch.Tensor
+    """(T, C) float32 in the recording's own channels, as it lies in the store."""
 
 
 class Trials:
@@ -96,7 +98,9 @@ class Trials:
                     continue
                 image = int(batch.images[number])
                 seen = self._seen(image, facts)
-                yield Trial(EEGWindow(facts["key"], x_BTC[number], facts, seen), image)
+                # Copied: the loader fills the batch's buffer again.
+                microvolts_TC = batch.window(number).float() * self._loader.step_uv
+                yield Trial(EEGWindow(facts["key"], x_BTC[number], facts, seen), image, microvolts_TC)
 
     def _facts(self, positions_B: torch.Tensor) -> list[dict[str, Any]]:
         located = self._loader.locate(positions_B.numpy())

@@ -172,7 +172,7 @@ def test_pictures_from_a_recording_file(run, tmp_path):
     }
     config.write_text(json.dumps(tree))
     settings = GenerateSettings(**FAST)
-    written = generate_from(changed, path, "test", 3, tmp_path / "out", None, settings)
+    written, _ = generate_from(changed, path, "test", 3, tmp_path / "out", None, settings)
     assert written == 3
     assert len(list((tmp_path / "out").glob("given-*.png"))) == 3
     with pytest.raises(FileNotFoundError, match="is not there"):

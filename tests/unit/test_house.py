@@ -23,7 +23,17 @@ MAY_IMPORT = {
     "diffusion": {"models", "stream", "training", "recipes"},
     "metrics": {"recipes"},
     "deploy": {"models", "diffusion", "signal", "recipes"},
-    "evaluation": {"metrics", "models", "stream", "store", "training", "diffusion", "recipes"},
+    "evaluation": {
+        "deploy",
+        "diffusion",
+        "ingest",
+        "metrics",
+        "models",
+        "recipes",
+        "store",
+        "stream",
+        "training",
+    },
     "recipes": set(),
 }
 ENTRY_POINTS_ONLY = {"reporting", "planning"}
