@@ -27,8 +27,6 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def toy_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy `pipeline` and its `export/fp32`; made once, not to be written into."""
-    pytest.importorskip("diffusers")
-    pytest.importorskip("onnxscript")
     from deploying import export_toy
 
     folder = tmp_path_factory.mktemp("toy")

@@ -8,10 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-
-pytest.importorskip("diffusers")
-pytest.importorskip("onnxscript")
-
 import torch
 from PIL import Image
 from rich.console import Console

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
 
 from deployed import CHANNELS, SAMPLES, eeg, tiny_folder
 from PIL import Image
@@ -124,7 +122,6 @@ def test_drawing_can_be_ended_between_steps(model):
 
 
 def test_openvino_draws_the_same(model, kept):
-    pytest.importorskip("openvino")
     other = EEGToImage.load(kept, "openvino")
     assert other.provider == "openvino"
     for scheduler in ("ddim", "lcm"):
@@ -304,8 +301,6 @@ def test_a_graph_with_other_inputs_than_the_manifest_says_is_refused(folder):
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
 def test_a_graph_that_is_no_onnx_is_refused(folder, provider):
-    if provider == "openvino":
-        pytest.importorskip("openvino")
     (folder / "unet.onnx").write_bytes(b"this was once a graph")
     rewrite(folder)
     with pytest.raises(ProviderError, match=r"cannot (load|compile) .*unet\.onnx"):

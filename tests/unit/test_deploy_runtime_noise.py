@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers")
-
 from ddscale.deploy.runtime.noise import Noise, picture_seed, starting_noise
 from ddscale.diffusion.generate import seed_of
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("diffusers")
-pytest.importorskip("onnxscript")
 
 import torch
 from deploying import CHANNELS, ENCODER_SIZES
@@ -89,15 +87,12 @@ def test_torch_given_the_runtime_noise_draws_the_same(model, pipeline):
 
 
 def test_openvino_draws_them_too(model, folder):
-    pytest.importorskip("openvino")
     ours = model.generate(eeg(2), seed=SEED).astype(int)
     assert np.abs(EEGToImage.load(folder, "openvino").generate(eeg(2), seed=SEED) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
 def test_the_golden_picture_is_drawn_again(folder, provider):
-    if provider == "openvino":
-        pytest.importorskip("openvino")
     assert 0 < EEGToImage.load(folder, provider).check() < 1e-4
 
 

@@ -11,11 +11,8 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
 import onnxruntime
+import pytest
 from deployed import eeg, tiny_folder
 
 from ddscale.deploy.engines import Device, EngineError, EngineInfo, EngineRecord

@@ -7,9 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers")
-
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from ddscale.deploy.runtime.sampler import Table, replay

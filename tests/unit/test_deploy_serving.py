@@ -12,11 +12,6 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
-
 from deployed import CHANNELS, SAMPLES, SFREQ, eeg, tiny_folder
 from PIL import Image
 

@@ -14,16 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
-
-pytest.importorskip("uvicorn")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
-pytest.importorskip("httpx")
-
-import httpx
 from deployed import eeg, tiny_folder
 
 ROOT = Path(__file__).resolve().parents[2]

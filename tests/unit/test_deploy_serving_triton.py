@@ -12,9 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx")
 from deployed import CHANNELS, SAMPLES, eeg, tiny_folder
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
