@@ -160,7 +160,8 @@ def _bring_to_its_end(
             continue
         worked = True
         say(f"    ddscale {' '.join(command)}")
-        code = _call([sys.executable, "-m", "ddscale.cli", *command], plan.log_path)
+        # -P: this installation, not a folder `ddscale` that happens to lie where the grid was started.
+        code = _call([sys.executable, "-P", "-m", "ddscale.cli", *command], plan.log_path)
         if code:
             return "failed", f"ddscale {command[0]} ended with exit code {code}: {_last_words(plan.log_path)}"
         mark["then"].append(command)
@@ -236,10 +237,12 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
 
 def _last_words(log: Path) -> str:
     """The error a run ended with, if it says so, else its last line."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    # Usage errors come in a frame of box characters.
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines() if any(map(str.isalnum, line))]
     called = max((at for at, line in enumerate(lines) if line.startswith("$ ")), default=0)
     errors = [line for line in lines[called:] if "error: " in line]
-    return f"{(errors or lines)[-1].strip()[:300]} (all of it: {log})"
+    return f"{(errors or lines)[-1][:300]} (all of it: {log})"
 
 
 def _free_port() -> int:

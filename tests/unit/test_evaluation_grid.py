@@ -201,6 +201,8 @@ def test_commands_follow_once_and_their_failure_does_not_train_again(place):
     found = run(recipe)
     assert found["runs"][0]["state"] == "failed"
     assert "ddscale inspect ended with exit code 1: error: " in found["runs"][0]["detail"]
+    misspelt = run(grid_of(variants={"a": []}, then=[["reconstruckt", "{run}"]]))
+    assert "exit code 2: No such command 'reconstruckt'." in misspelt["runs"][0]["detail"]
     repaired = run(grid_of(variants={"a": []}, then=[["schema", "grid"]]))
     assert repaired["runs"][0]["state"] == "finished"
     log = (place / "grid" / "a.log").read_text()
