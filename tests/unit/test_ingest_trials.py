@@ -421,3 +421,22 @@ def test_trials_open_with_plain_zarr_and_tar(ingested):
     for name in ("image", "label", "caption", "repetition"):
         found = group[name][:]
         assert [found[row["row"]] for row in rows] == [row[name] for row in rows]
+
+
+@pytest.mark.real
+def test_the_recipe_for_the_ssvep_trials_gives_labelled_records(shared, tmp_path):
+    path = Path(__file__).resolve().parents[2] / "recipes" / "ingest" / "gtec-ssvep-trials.yaml"
+    changes = [f"sources.0.folder={shared / 'eeg'}", f"out={tmp_path / 'store'}", "workers=0"]
+    given = recipes.load(path, IngestRecipe, changes)
+    assert run(given).ok
+    assert verify(given.out).problems == []
+    store = open_store(given.out)
+    assert store.images is None
+    assert set(store.samples.tolist()) == {5 * 256}
+    rows = store.table(["recording", "label", "split"]).to_pylist()
+    counts = Counter((row["recording"], row["label"]) for row in rows)
+    # Eight of each in every recording; a trial or two may touch a bad stretch.
+    assert len(counts) == 6 * 4
+    assert 6 <= min(counts.values()) <= max(counts.values()) == 8
+    splits = {row["recording"][:15]: row["split"] for row in rows}
+    assert splits == {f"gtec8-ssvep-s0{n}": {5: "val", 6: "test"}.get(n, "train") for n in range(1, 7)}

@@ -332,6 +332,29 @@ def test_what_is_wrong_with_things_eeg2_is_said(tmp_path, spoil, error, said):
         )
 
 
+def test_things_eeg2_of_ones_own_preprocessing_may_be_in_volts(tmp_path):
+    arrays, _ = things(tmp_path / "in", subjects=1)
+    for part in ("training", "test"):
+        path = tmp_path / "in" / "sub-01" / f"preprocessed_eeg_{part}.npy"
+        whole = np.load(path, allow_pickle=True)
+        whole = whole.item() if part == "test" else whole
+        np.save(path, whole | {"preprocessed_eeg_data": whole["preprocessed_eeg_data"] * 10e-6})
+    given, summary = ingest(
+        "things-eeg2",
+        tmp_path / "store",
+        things_source(tmp_path / "in", values="V", tmin=-0.2),
+        preprocessing={"sfreq": 100.0, "l_freq": None, "h_freq": None, "notch": None},
+        storage={"record_s": 1.0, "min_record_s": 0.5, "chunk_s": 1.0},
+    )
+    assert summary.ok
+    store = open_store(given.out)
+    assert (store.unit, store.dtype) == ("uV", "int16")
+    row = store.table().to_pylist()[0]
+    assert row["samples"] == 100
+    expected_TC = arrays["sub-01", row["recording"].split("_")[1]][0, 0, :17].T * 10
+    assert np.abs(store.read(0, 0, 100) * store.step - expected_TC).max() <= 0.5 * store.step + 1e-3
+
+
 class Payload:
     def __reduce__(self):
         return print, ("executed",)

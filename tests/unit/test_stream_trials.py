@@ -243,6 +243,24 @@ def test_a_store_without_trials_says_what_to_do(tmp_path):
         assert batch.images.tolist() == [-1, -1]
 
 
+def test_continuous_recordings_beside_trials_give_no_windows_then(stores, tmp_path):
+    signal_CT = np.random.default_rng(0).normal(size=(3, 200)) * 10
+    write_store(
+        tmp_path / "plain",
+        [ArrayRecording("aa", "s", "r", ["a", "b", "c"], [(0, signal_CT)])],
+        sfreq=SFREQ,
+        record_s=4,
+    )
+    mixed = [str(tmp_path / "plain"), *stores]
+    with Loader(settings(mixed), global_batch_size=6, micro_batch_size=6) as loader:
+        assert loader.windows_per_epoch == 36
+        assert all(image >= 0 for image, _ in everything(loader, 6).values())
+    with Loader(settings(mixed, cut="sliding"), global_batch_size=39, micro_batch_size=39) as loader:
+        assert loader.windows_per_epoch == 36 + 3
+        found = everything(loader, 1)
+        assert sum(image == -1 for image, _ in found.values()) == 3
+
+
 def test_a_split_without_trials_says_what_to_do(tmp_path):
     path = write(tmp_path / "two", "two", pictures=1)
     with pytest.raises(ValueError, match=r"Split 'val' of .* has no trial.*splits.val_images"):
