@@ -28,7 +28,8 @@ from ddscale.diffusion.pictures import as_tensor, crops_of, decode
 from ddscale.recipes import Settings
 
 _ROWS_PER_SHARD = 64
-_IN_MEMORY = 2**30
+# On each rank; beyond it a picture costs some milliseconds of reading in the step.
+_IN_MEMORY = 2**32
 
 
 class PrecomputeSettings(Settings):

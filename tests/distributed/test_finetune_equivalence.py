@@ -135,10 +135,9 @@ def test_sequential_trains_alignment_before_the_u_net_at_every_stage(parts, tmp_
             assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-def test_lora_adapts_and_is_merged_into_a_plain_u_net(parts, tmp_path):
-    launch(
-        tiny_recipe(parts, tmp_path / "run", zero_stage=2, unet={"trained": "lora", "lora_rank": 2})
-    ).succeeded()
+def test_lora_in_bf16_is_merged_into_a_plain_u_net_whose_other_weights_keep_every_bit(parts, tmp_path):
+    changes = {"unet": {"trained": "lora", "lora_rank": 2}, "precision": "bf16"}
+    launch(tiny_recipe(parts, tmp_path / "run", zero_stage=2, **changes)).succeeded()
     before, after = (load_file(f / "unet" / WEIGHTS) for f in (parts / "sd", tmp_path / "run" / "pipeline"))
     assert before.keys() == after.keys()
     changed = {name for name in before if (before[name] != after[name]).any()}
