@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import shutil
 from collections.abc import Callable
@@ -121,8 +123,15 @@ def _write(
         del part
         gc.collect()
     source.encoder = source.pipeline = source.tiny = None
-    gc.collect()
+    _give_memory_back()
     return written
+
+
+def _give_memory_back() -> None:
+    """What was freed goes back to the system, where the C library can: ONNX Runtime is about to need it."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _examine_half(part: Part, own: PartReference, example: dict[str, Tensor], reference: Reference) -> Half:

@@ -90,6 +90,8 @@ def session(path: Path) -> Iterator[Any]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # The arena keeps, and rounds up, what written-out attention takes for a moment: gigabytes at full size.
+    options.enable_cpu_mem_arena = False
     opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     try:
         yield opened
