@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-
 from deployed import CHANNELS, SAMPLES, eeg, tiny_folder
 from PIL import Image
 

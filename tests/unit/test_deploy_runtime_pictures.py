@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-
 import torch
 from deploying import CHANNELS, ENCODER_SIZES
 

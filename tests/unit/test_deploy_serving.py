@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import struct
 import threading
 import zipfile
@@ -225,8 +226,6 @@ def test_bodies_that_are_refused(model, body, status, message):
     answer = asked(model, body)
     assert answer.status == status
     assert answer.headers["content-type"] == "application/json"
-    import re
-
     assert re.search(message, answer.message), answer.message
 
 
@@ -250,8 +249,6 @@ def test_bodies_that_are_refused(model, body, status, message):
 def test_parameters_that_are_refused(model, query, status, message):
     answer = asked(model, query=query)
     assert answer.status == status
-    import re
-
     assert re.search(message, answer.message), answer.message
 
 
