@@ -204,9 +204,46 @@ def test_the_commands_say_where_things_are(run, parts, tmp_path):
 def test_the_report_shows_pictures_controls_and_the_other_runs(evaluated, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
+    compared = {"exported": "demo/export/fp32", "pictures": 4, "largest_pixel_difference": 1,
+                "mean_pixel_difference": 0.01, "tolerance": 3}  # fmt: skip
+    (run / "generated").mkdir(exist_ok=True)
+    (run / "generated" / "runtime.json").write_text(json.dumps(compared))
     page = write_report(run, [other]).read_text()
+    assert "differ by at most 1 of 255" in page
     assert page.count("data:image/png") >= 6
     for shown in ("right class", "shuffled eeg", "label only", "worst", "Beside other runs", "other"):
         assert shown in page
     shutil.rmtree(other / "evaluation")
     assert "Not evaluated yet" in write_report(other).read_text()
+
+
+def test_the_exported_runtime_draws_the_same_pictures_from_a_stores_microvolts(run, parts, tmp_path):
+    from ddscale.deploy.exporting import export
+    from ddscale.deploy.recipe import ExportRecipe
+    from ddscale.evaluation.generation import RuntimeDiffersError
+
+    recipe = {
+        "source": str(run),
+        "out": str(tmp_path / "export"),
+        "eeg": {"channels": CHANNELS - 2},
+        "precisions": ["fp32"],
+        "schedules": [{"name": "dpmsolver++", "steps": 2}],
+    }
+    export(ExportRecipe.model_validate(recipe))
+    settings = GenerateSettings(**FAST, samples=2)
+    exported = tmp_path / "export" / "fp32"
+    arguments = (run, parts / "store", "test", 3, tmp_path / "out", None, settings)
+    written, compared = generate_from(*arguments, exported=exported)
+    assert written == compared["pictures"] == 6
+    assert compared["largest_pixel_difference"] <= 1
+    # Another generator's graphs are noticed.
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    pipeline, _ = load_run(other)
+    with torch.no_grad():
+        pipeline.conditioner.projector.width.bias.add_(
+            3.0 * torch.randn_like(pipeline.conditioner.projector.width.bias)
+        )
+    pipeline.save_pretrained(other / "pipeline")
+    with pytest.raises(RuntimeDiffersError, match="Export the run again"):
+        generate_from(other, *arguments[1:], exported=exported)
