@@ -17,7 +17,7 @@ from launching import ROOT, curve, launch, rows, tiny_recipe, write_synthetic_st
 pytestmark = pytest.mark.distributed
 
 CONSTANT = {"kind": "wsd", "warmup_steps": 2, "decay_steps": 1}
-SCRIPT = ROOT / "launchers" / "slurm" / "pretrain.sbatch"
+SCRIPT = ROOT / "launchers" / "slurm" / "train.sbatch"
 
 # Like srun with one task per node: runs the command once for each and tells it its number.
 SRUN = """#!/usr/bin/env bash
@@ -51,7 +51,7 @@ def slurm(tmp_path):
             "SLURM_JOB_ID": str(os.getpid()),
         }
         return subprocess.Popen(
-            ["bash", str(SCRIPT), str(path), *sets], cwd=ROOT, env=environment, text=True,
+            ["bash", str(SCRIPT), recipe["stage"], str(path), *sets], cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
