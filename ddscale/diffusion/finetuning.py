@@ -91,7 +91,7 @@ class Finetuning:
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        check_windows(recipe, self._loader.sfreq)
+        check_windows(recipe, self._loader.sfreq, self._loader.unit)
         self._held_out = self._open_held_out()
         self._reported: set[int] = set()
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600

@@ -100,10 +100,11 @@ def _encoder(recipe: FinetuneRecipe) -> EEGEncoder:
     return EEGEncoder(encoder.config) if recipe.from_scratch else encoder
 
 
-def check_windows(recipe: FinetuneRecipe, sfreq: float) -> None:
+def check_windows(recipe: FinetuneRecipe, sfreq: float, unit: str) -> None:
     """Raise ValueError unless the recipe prepares windows as the encoder was pretrained on them.
 
-    sfreq: of the stores, Hz. What the encoder's folder does not say is not checked.
+    sfreq, unit: of the stores. What the encoder's folder does not say is not checked; nor is the rate where trials
+    are stretched, which changes it anyway, nor the normalisation of numbers that are not in µV.
     """
     described = describe(recipe.encoder)
     stated, sizes = described.metadata, described.config
@@ -112,11 +113,10 @@ def check_windows(recipe: FinetuneRecipe, sfreq: float) -> None:
         ("data.window_samples", recipe.data.window_samples, sizes.get("n_samples")),
         ("data.n_channels", recipe.data.n_channels, sizes.get("n_channels")),
     ]
-    if not recipe.from_scratch:
-        pairs += [
-            ("the stores' sfreq", sfreq, stated.get("sfreq")),
-            ("data.normalisation", asked, stated.get("normalisation")),
-        ]
+    if not recipe.from_scratch and recipe.data.short_trials != "stretch":
+        pairs.append(("the stores' sfreq", sfreq, stated.get("sfreq")))
+    if not recipe.from_scratch and unit == "uV":
+        pairs.append(("data.normalisation", asked, stated.get("normalisation")))
     wrong = [
         f"{name} is {ours}, the encoder's {theirs}"
         for name, ours, theirs in pairs
@@ -124,7 +124,8 @@ def check_windows(recipe: FinetuneRecipe, sfreq: float) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{recipe.encoder} was pretrained on other windows: {'; '.join(wrong)}. Make them equal."
+            f"{recipe.encoder} knows other windows: {'; '.join(wrong)}. Change the recipe, or ingest at the "
+            "encoder's rate (preprocessing.sfreq)."
         )
 
 

@@ -92,6 +92,7 @@ class Loader:
         self.step_uv = float(self._stores[0].step) if self._stores[0].dtype == "int16" else 1.0
         self.sfreq = index.sfreq
         self.preprocessing: dict[str, Any] = dict(self._stores[0].manifest.content.filters)
+        self.unit = self._stores[0].unit
         self.window_s = settings.window_samples / index.sfreq
         self.windows_per_epoch = len(self._order)
         self.samples_seen = start_position
