@@ -169,8 +169,8 @@ def _compare(
             where = f"largest activation in fp32 ({half.range.where})"
             checks.hold(where, half.range.largest, ACTIVATION_LIMIT, name)
             checks.hold("PyTorch in fp16, relative L2 to fp32", half.error, LIMITS["fp16"], name)
-        with session(folder / graphs[name].file) as opened:
-            compare_graph(checks, name, opened, own.inputs, own.outputs, limits[name])
+        compare_graph(checks, name, folder / graphs[name].file, own.inputs, own.outputs, limits[name])
+        _give_memory_back()
     _compare_end_to_end(checks, folder, precision, reference, say)
     for table, difference in reference.tables:
         label = f"table of {table.scheduler} with {table.steps} steps, relative L2 to diffusers"

@@ -106,15 +106,17 @@ def run(opened: Any, inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def compare_graph(
-    checks: Checks, graph: str, opened: Any, inputs: Arrays, expected: Arrays, limit: float
+    checks: Checks, graph: str, path: Path, inputs: Arrays, expected: Arrays, limit: float
 ) -> None:
     """Batches of 1, 2 and 3 beside PyTorch's, and the rows of the largest beside the same rows in smaller ones.
 
     inputs, expected: with a batch of 3.
     """
     runs: dict[int, Arrays] = {}
+    with session(path) as opened:
+        for batch, rows in _ROWS_OF.items():
+            runs[batch] = run(opened, {name: value[rows] for name, value in inputs.items()})
     for batch, rows in _ROWS_OF.items():
-        runs[batch] = run(opened, {name: value[rows] for name, value in inputs.items()})
         for name, value in runs[batch].items():
             error = relative_l2(value, expected[name][rows])
             checks.hold(f"{name}, batch of {batch}, relative L2 to PyTorch", error, limit, graph)
