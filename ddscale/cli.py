@@ -50,7 +50,7 @@ def ingest(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = F
         _print_json(summary.as_dict())
     else:
         ingest_summary(summary)
-    print(f"store: {settings.out}")
+        print(f"store: {settings.out}")
     if not summary.ok:
         raise typer.Exit(1)
 
@@ -248,8 +248,11 @@ def evaluate(
         found = evaluate_run(
             run, eeg, settings, lambda given, done, of: progress.update(done, of, given.replace("_", " "))
         )
-    _print_json(found) if json_ else picture_tables(found)
-    print(f"results: {run / FOLDER / RESULTS}")
+    if json_:
+        _print_json(found)
+    else:
+        picture_tables(found)
+        print(f"results: {run / FOLDER / RESULTS}")
 
 
 @app.command()

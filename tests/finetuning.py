@@ -49,6 +49,7 @@ def write_paired_store(path: Path, pictures: int = 72, subjects: tuple[str, ...]
 def _picture(number: int) -> ImageFile:
     pixels = np.full((32, 32, 3), 40 + 50 * (number % len(CLASSES)), dtype=np.uint8)
     pixels[number % 32, :, :] = 255
+    pixels[:, number // 32, :] = 255  # no two alike
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     data = buffer.getvalue()

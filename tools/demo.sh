@@ -26,5 +26,6 @@ echo "== 6/7 generate and evaluate: pictures from EEG that was held out, the exp
 for other in sequential encoder-only; do
     "$bin/ddscale" evaluate "demo/finetune-$other" --set trials=150 --set 'controls=[shuffled_eeg]'
 done
+"$bin/python" tools/check_demo.py demo/finetune
 echo "== 7/7 report"
 "$bin/ddscale" report demo/finetune --beside demo/finetune-sequential --beside demo/finetune-encoder-only

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ddscale.diffusion.alignment import contrastive_errors, cosine_errors
 from ddscale.diffusion.clip import Clip
 from ddscale.diffusion.codec import LatentCodec
 from ddscale.diffusion.draws import Purpose
-from ddscale.diffusion.model import EEGToLatent, Prediction, build, check_windows, overlay
+from ddscale.diffusion.model import EEGToLatent, Prediction, build, check_stores, check_windows, overlay
 from ddscale.diffusion.objective import (
     NoiseLevels,
     Weights,
@@ -44,6 +45,8 @@ from ddscale.training.runs import Display, run
 
 PIPELINE = "pipeline"
 """Folder in a run's folder that holds what generates."""
+
+_TELL_EVERY_S = 30.0
 
 # Held-out noise and timesteps must not be those that training has met at the same positions.
 _HELD_OUT_SEED = 1
@@ -82,6 +85,13 @@ class Finetuning:
     def __init__(self, recipe: FinetuneRecipe, ranks: Ranks, display: Display) -> None:
         self.recipe = recipe
         self.ranks = ranks
+        # What one rank alone may fail at comes before what all of them do together.
+        with ranks.agreeing():
+            codec, clip = self._open()
+        self._features = self._precomputed(codec, clip, display)
+
+    def _open(self) -> tuple[LatentCodec, Clip]:
+        recipe, ranks = self.recipe, self.ranks
         self._levels = NoiseLevels.of(load_scheduler(recipe.stable_diffusion))
         self._loader = Loader(
             recipe.data,
@@ -92,14 +102,15 @@ class Finetuning:
             world_size=ranks.world_size,
         )
         check_windows(recipe, self._loader.sfreq, self._loader.unit)
+        check_stores(self._loader.stores, recipe.objective.alignment_target == "caption")
         self._held_out = self._open_held_out()
         self._reported: set[int] = set()
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
-        codec = LatentCodec.from_folder(recipe.stable_diffusion)
-        self._scaled = codec.scaled
-        clip = Clip(recipe.clip_folder)
+        codec, clip = LatentCodec.from_folder(recipe.stable_diffusion), Clip(recipe.clip_folder)
+        # Its numbers and not the codec: a step must not keep the VAE in memory.
+        self._scale, self._shift = codec.scale, codec.shift
         self._clip_width = None if recipe.objective.alignment == "none" else clip.width
-        self._features = self._precomputed(codec, clip, display)
+        return codec, clip
 
     def make_model(self) -> EEGToLatent:
         return build(self.recipe, self._clip_width, self._windows())
@@ -128,6 +139,12 @@ class Finetuning:
             "unet": {k: v for k, v in settings["unet"].items() if k != "gradient_checkpointing"},
             "objective": settings["objective"],
             "features": self._features.path.name,
+            # A contrast is with the samples of one micro-batch on all ranks.
+            **(
+                {"candidates": recipe.micro_batch_size * self.ranks.world_size}
+                if recipe.objective.alignment == "infonce"
+                else {}
+            ),
             "data": data_identity(recipe.data),
         }
 
@@ -223,7 +240,12 @@ class Finetuning:
         temporary.rename(target)
         shutil.rmtree(folder / f".{PIPELINE}.old", ignore_errors=True)
         windows = self._windows()
-        facts = {**facts, "sfreq": windows["sfreq"], "normalisation": windows["normalisation"]}
+        facts = {
+            **facts,
+            "sfreq": windows["sfreq"],
+            "normalisation": windows["normalisation"],
+            "stores": self._loader.state()["stores"],
+        }
         encoder = save_encoder(model.conditioner.encoder, folder / "encoder", facts)
         which = (
             f"averaged over steps with memory {self.recipe.ema}" if self.recipe.ema else "of the last step"
@@ -246,7 +268,8 @@ class Finetuning:
         noised = None
         if weights.noise:
             drawn = sample_latents(given.mean_Bchw, given.std_Bchw, given.positions_B, seed)
-            noised = add_noise(self._levels, self._scaled(drawn), given.positions_B, seed)
+            scaled = (drawn - self._shift) * self._scale
+            noised = add_noise(self._levels, scaled, given.positions_B, seed)
         noisy = () if noised is None else (noised.latents, noised.timesteps)
         predicted: Prediction = engine(given.x_BTC, dropped_B, *noisy)
         if noised is not None and predicted.noise is not None:
@@ -281,11 +304,7 @@ class Finetuning:
     def _precomputed(self, codec: LatentCodec, clip: Clip, display: Display) -> Features:
         """Latents and features of all pictures; what is missing is computed here, each rank a share of it."""
         recipe, ranks, pictures = self.recipe, self.ranks, self._loader.pictures
-        if pictures is None:
-            raise ValueError(
-                f"{', '.join(recipe.data.stores)}: no pictures in there. Ingest a source that has them, such as "
-                "`events`, `things-eeg2` or `simulated-evoked`."
-            )
+        assert pictures is not None, "check_stores has seen them"
         codec.vae.to(ranks.device)
         clip.model.to(ranks.device)
         path: Path | None = None
@@ -295,7 +314,14 @@ class Finetuning:
         path = ranks.from_main(path)
         assert path is not None, "rank 0 has made it, or every rank has raised"
         with ranks.agreeing():
-            fill(path, pictures, codec, clip, recipe.views, rank=ranks.rank, world_size=ranks.world_size)
+            told = [time.monotonic()]
+
+            def tell(done: int, of: int) -> None:
+                if ranks.is_main and time.monotonic() - told[0] > _TELL_EVERY_S:
+                    told[0] = time.monotonic()
+                    display.say(f"latents and CLIP features: {done:,} of this rank's {of:,} pictures")
+
+            fill(path, pictures, codec, clip, recipe.views, tell, ranks.rank, ranks.world_size)
         if ranks.is_main:
             display.say(f"latents and CLIP features of {len(pictures.names):,} pictures: {path}")
         return Features(path)

@@ -126,14 +126,17 @@ def draw(
     seeds: Sequence[int],
     eeg: Tensor | None = None,
     condition: Condition | None = None,
+    without: Condition | None = None,
 ) -> list[Image.Image]:
     """Pictures of one batch, those of a window beside each other, each from its own seed.
 
-    eeg: (B, T, C), or in its place a condition; seeds: B times `settings.samples`.
+    eeg: (B, T, C), or in its place a condition, and what guidance starts from where that is not what the conditioner
+    has for no EEG; seeds: B times `settings.samples`.
     """
     images: list[Image.Image] = pipeline(
         eeg,
         condition=condition,
+        without=without,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         num_images_per_eeg=settings.samples,

@@ -5,6 +5,7 @@ Shape letters: B batch, T samples, C channels, c, h, w a latent's channels, heig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.diffusion.unet import add_time_condition, choose_trained, load_unet
 from ddscale.models import EEGEncoder, load_encoder
 from ddscale.models.encoder_folder import describe
+from ddscale.store import Store
 
 
 class Prediction(NamedTuple):
@@ -127,6 +129,34 @@ def check_windows(recipe: FinetuneRecipe, sfreq: float, unit: str) -> None:
             f"{recipe.encoder} knows other windows: {'; '.join(wrong)}. Change the recipe, or ingest at the "
             "encoder's rate (preprocessing.sfreq)."
         )
+
+
+def check_stores(stores: Sequence[Store], captions: bool) -> None:
+    """Raise ValueError unless every trial that is trained or watched has a picture, and all were filtered alike.
+
+    captions: whether every picture needs one.
+    """
+    for store in stores:
+        if store.images is None:
+            raise ValueError(
+                f"{store.path} holds no pictures: ingest a source that has them, such as `events`, `things-eeg2` or "
+                "`simulated-evoked`, or take the store out of data.stores."
+            )
+        without = int((store.is_trial & (store.image_row_of_record < 0) & (store.split <= 1)).sum())
+        if without:
+            raise ValueError(
+                f"{store.path} has {without:,} trials without a picture among those to train on: ingest its labelled "
+                "trials and those with pictures into stores of their own."
+            )
+        if captions and "" in (text or "" for text in store.images["caption"].cast("string").to_pylist()):
+            raise ValueError(
+                f"{store.path} has pictures without a caption, and objective.alignment_target is `caption`: align with "
+                "`image`, or ingest with captions."
+            )
+        if store.content.filters != stores[0].content.filters:
+            raise ValueError(
+                f"{store.path} was filtered otherwise than {stores[0].path}: ingest both with one `preprocessing:`."
+            )
 
 
 @torch.no_grad()

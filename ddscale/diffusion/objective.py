@@ -23,7 +23,8 @@ class ObjectiveSettings(Settings):
     schedule: Literal["combined", "sequential"] = "combined"
     """Both losses throughout (as the original), or alignment first and noise prediction after it."""
     alignment: Literal["none", "cosine", "infonce"] = "cosine"
-    """1 - cosine similarity (as the original), or symmetric contrast with the samples of all ranks."""
+    """1 - cosine similarity (as the original), or symmetric contrast with the samples of one micro-batch on all ranks:
+    micro_batch_size times ranks are what each has to be told from."""
     alignment_target: Literal["image", "caption"] = "image"
     """CLIP features the EEG embedding is drawn to: the shown image's (as the original) or its caption's."""
     alignment_weight: float = Field(default=1.0, ge=0)

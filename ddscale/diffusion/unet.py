@@ -84,7 +84,7 @@ def add_time_condition(unet: UNet2DConditionModel, width: int) -> None:
 
 
 def choose_trained(unet: UNet2DConditionModel, settings: UNetTraining) -> None:
-    """Freeze the U-Net but for what `settings` names. A time condition's projection is trained with all but `none`.
+    """Freeze the U-Net but for what `settings` names. A time condition's projection is always trained.
 
     Parts are found by their place in diffusers' transformer blocks, not by a piece of their name.
     """
@@ -104,7 +104,7 @@ def choose_trained(unet: UNet2DConditionModel, settings: UNetTraining) -> None:
                 init_lora_weights="gaussian",
             )
         )
-    if settings.trained != "none" and unet.config.class_embed_type == "simple_projection":
+    if unet.config.class_embed_type == "simple_projection":
         unet.class_embedding.requires_grad_(True)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -2,50 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ddscale.metrics.leakage import LeakageError, Trials, block_design_warning, find_leaks
 from ddscale.store import Store
 
+Strings = NDArray[np.str_]
 
-def check_leaks(store: Store, split: str) -> list[str]:
-    """Warnings on the split of a store's trials with pictures, for a reader of the results.
 
-    Raises LeakageError when a picture or a sample of EEG is on both sides. That trials of both sides follow each
-    other in one recording, or come from the same people, is what most sets of EEG with pictures are like: it is
-    said, and judged by how the pictures were ordered.
+def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[str]:
+    """Warnings on a split of `store` for a reader of the results; trained_on: the stores whose train split was used.
+
+    Raises LeakageError when a picture, known by its bytes whatever it is called, or a sample of EEG is on both sides.
+    That trials of both sides follow each other in one recording, or come from the same people, is what most sets of
+    EEG with pictures are like: it is said, and judged by how the pictures were ordered.
     """
-    columns = ["dataset", "subject", "recording", "image", "label", "start", "samples", "split"]
-    table = store.table(columns)
-    table = table.filter(pa.compute.is_valid(table["image"]))
-    text = {name: np.array(table[name].cast(pa.string()).to_pylist(), dtype=str) for name in columns[:5]}
-    splits = np.array(table["split"].cast(pa.string()).to_pylist(), dtype=str)
-    start = table["start"].to_numpy() / store.sfreq
-    stop = start + table["samples"].to_numpy() / store.sfreq
-    recording = np.char.add(np.char.add(text["dataset"], "/"), text["recording"])
-    stimulus = np.char.add(np.char.add(text["dataset"], "/"), text["image"])
-    people = np.char.add(np.char.add(text["dataset"], "/"), text["subject"])
-
-    def side(mask: np.ndarray) -> Trials:
-        return Trials(
-            subject=people[mask],
-            recording=recording[mask],
-            stimulus=stimulus[mask],
-            start=start[mask],
-            stop=stop[mask],
+    judged = _trials(store, split)
+    training = [_trials(other, "train") for other in trained_on]
+    # Told by the names they have here.
+    names = dict(zip(judged["stimulus"].tolist(), judged["image"].tolist(), strict=True))
+    for side in (judged, *training):
+        side["stimulus"] = np.array(
+            [names.get(checksum, checksum) for checksum in side["stimulus"].tolist()], dtype=str
         )
-
-    leaks = find_leaks(
-        side(splits == "train"), side(splits == split), held_out=("subject", "recording", "stimulus")
-    )
+    columns = zip(*[[side[name] for name in _COLUMNS] for side in training], strict=True)
+    train = Trials(**dict(zip(_COLUMNS, (np.concatenate(column) for column in columns), strict=True)))
+    test = Trials(**{name: judged[name] for name in _COLUMNS})
+    leaks = find_leaks(train, test, held_out=("subject", "recording", "stimulus"))
     fatal = [leak for leak in leaks if leak.kind in ("stimulus", "overlap")]
     if fatal:
         raise LeakageError(fatal)
     warnings = [leak.message for leak in leaks]
-    for dataset in np.unique(text["dataset"]):
-        mine = text["dataset"] == dataset
-        found = block_design_warning(text["label"][mine], recording[mine], start[mine], str(dataset))
+    everything = _trials(store, None)
+    for dataset in np.unique(everything["dataset"]):
+        mine = everything["dataset"] == dataset
+        label, recording, start = (everything[name][mine] for name in ("label", "recording", "start"))
+        found = block_design_warning(label, recording, start, str(dataset))
         if found:
             warnings.append(f"{dataset}: {found}")
     return warnings
+
+
+_COLUMNS = ("subject", "recording", "stimulus", "start", "stop")
+
+
+def _trials(store: Store, split: str | None) -> dict[str, NDArray[np.generic]]:
+    """Columns of the trials with pictures, of one split or of all."""
+    table = store.table(["dataset", "subject", "recording", "image", "label", "start", "samples", "split"])
+    rows = store.image_row_of_record
+    wanted = rows >= 0
+    if split is not None:
+        wanted &= _text(table["split"]) == split
+    table, rows = table.filter(pa.array(wanted)), rows[wanted]
+    dataset = _text(table["dataset"])
+    start = table["start"].to_numpy() / store.sfreq
+    checksums = np.array(store.images["sha256"].to_pylist() if store.images is not None else [], dtype=str)
+    return {
+        "dataset": dataset,
+        "subject": _joined(dataset, _text(table["subject"])),
+        "recording": _joined(dataset, _text(table["recording"])),
+        "image": _joined(dataset, _text(table["image"])),
+        "label": _text(table["label"]),
+        "stimulus": checksums[rows],
+        "start": start,
+        "stop": start + table["samples"].to_numpy() / store.sfreq,
+    }
+
+
+def _text(column: pa.ChunkedArray) -> Strings:
+    return np.array([value or "" for value in column.cast(pa.string()).to_pylist()], dtype=str)
+
+
+def _joined(dataset: Strings, name: Strings) -> Strings:
+    return np.char.add(np.char.add(dataset, "/"), name)

@@ -6,7 +6,8 @@ Shape letters: n trials, G pictures (n times the samples of a trial), N shown pi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +27,9 @@ from ddscale.diffusion.generate import GenerateSettings, draw, grid_of, seed_of
 from ddscale.diffusion.pictures import as_tensor, decode
 from ddscale.diffusion.pipeline import EEGToImagePipeline, scheduler_named
 from ddscale.diffusion.settings import FinetuneRecipe
-from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given, condition_of
+from ddscale.evaluation.conditions import CONTROLS, MEANING, Conditions, Control, Given, condition_of
 from ddscale.evaluation.leaks import check_leaks
-from ddscale.evaluation.results import write_json
+from ddscale.evaluation.results import number, write_json
 from ddscale.evaluation.trials import Trial, Trials
 from ddscale.metrics.class_judge import LARGEST, Accuracy, ClassJudge
 from ddscale.metrics.controls import estimate
@@ -37,13 +38,13 @@ from ddscale.metrics.retrieval import retrieve
 from ddscale.metrics.suite import ImageMetrics
 from ddscale.metrics.suite import evaluate as judge_pictures
 from ddscale.recipes import Settings
-from ddscale.store import open_store
+from ddscale.store import Store, open_store
 from ddscale.stream.pictures import StorePictures
 
 FOLDER = "evaluation"
 RESULTS = "metrics.json"
-EXAMPLES = ("best", "median", "worst")
 _ROWS = 8
+_FOR_MEAN = 256
 
 Pixels = NDArray[np.uint8]
 
@@ -53,8 +54,8 @@ class PictureEvaluation(Settings):
 
     split: Literal["val", "test"] = "test"
     """Held-out pictures: `test` was never looked at in training, `val` was watched."""
-    trials: int | None = Field(default=None, ge=2)
-    """How many trials, drawn by chance; null: all of the split."""
+    trials: int | None = Field(default=1000, ge=2)
+    """How many trials, drawn by chance; null: all of the split. All pictures drawn are held in memory."""
     controls: list[Control] = list(CONTROLS)
     """What else is drawn and judged in the same way; each costs as much as the EEG itself."""
     generation: GenerateSettings = GenerateSettings()
@@ -95,8 +96,10 @@ def evaluate_run(
     folder = Path(run)
     pipeline, recipe = load_run(folder)
     path = store or recipe.data.stores[0]
-    warnings = check_leaks(open_store(path), settings.split)
     subject = _subject(recipe, pipeline, path, settings)
+    store_read = open_store(path)
+    warnings = check_leaks(store_read, settings.split, [open_store(other) for other in recipe.data.stores])
+    training = list(_training(subject, settings))
     judge, judged_real = _class_judge(subject, path)
     given: tuple[Given, ...] = ("eeg", *settings.controls)
     results: dict[str, Any] = {}
@@ -104,20 +107,27 @@ def evaluate_run(
     examples: dict[str, Any] = {}
     for condition in given:
         try:
-            states = condition_of(condition, pipeline, subject.trials, recipe.stable_diffusion, settings.seed)
+            states = condition_of(
+                condition, pipeline, subject.trials, training, recipe.stable_diffusion, settings.seed
+            )
         except (ValueError, FileNotFoundError) as error:
+            if condition == "eeg":
+                raise
             skipped[condition] = str(error)
             continue
         drawn = _drawn(subject, states, settings.generation, lambda d, n, c=condition: on_progress(c, d, n))  # type: ignore[misc]
         evaluation = judge_pictures(
-            drawn, subject.reference, np.repeat(subject.shown, settings.generation.samples), settings.metrics
+            drawn,
+            subject.reference,
+            np.repeat(subject.shown, settings.generation.samples),
+            settings.metrics,
+            device=pipeline.device,
         )
         results[condition] = {"given": MEANING[condition], **evaluation.to_json()}
         if judge is not None:
             labels = [subject.pictures.labels[row] for row in subject.rows[subject.shown]]
             repeated = [label for label in labels for _ in range(settings.generation.samples)]
-            right = judge.right(drawn, repeated)
-            results[condition]["class_accuracy"] = _class_accuracy(right, settings.generation.samples)
+            results[condition] |= _class_accuracy(subject, judge.right(drawn, repeated))
         if condition == "eeg":
             examples = _write_examples(folder / FOLDER, subject, drawn, evaluation, settings)
     outcome = {
@@ -127,7 +137,7 @@ def evaluate_run(
         "trials": len(subject.trials),
         "pictures_shown": len(subject.rows),
         "samples_per_trial": settings.generation.samples,
-        "simulated": _simulated(subject),
+        "simulated": _simulated(store_read),
         "warnings": warnings,
         "settings": settings.model_dump(mode="json"),
         "class_judge": judged_real,
@@ -160,7 +170,14 @@ def load_run(run: Path) -> tuple[EEGToImagePipeline, FinetuneRecipe]:
 def _subject(
     recipe: FinetuneRecipe, pipeline: EEGToImagePipeline, store: str | Path, settings: PictureEvaluation
 ) -> _Subject:
-    held_out = Trials(pipeline.conditioner, store, settings.split, settings.trials)
+    held_out = Trials(
+        pipeline.conditioner,
+        store,
+        settings.split,
+        settings.trials,
+        recipe.data.blocklist,
+        with_pictures=False,
+    )
     if held_out.pictures is None:
         raise ValueError(
             f"{store} holds no pictures: what is generated cannot be held against what was shown."
@@ -176,29 +193,63 @@ def _subject(
     return _Subject(recipe, pipeline, trials, held_out.pictures, reference, shown.astype(np.int64), rows)
 
 
+def _training(subject: _Subject, settings: PictureEvaluation) -> Iterator[Trial]:
+    """Trials that were trained on, for what the mean of their EEG is turned into."""
+    if "no_eeg" in settings.controls:
+        recipe = subject.recipe
+        for store in recipe.data.stores:
+            yield from Trials(
+                subject.pipeline.conditioner,
+                store,
+                "train",
+                _FOR_MEAN,
+                recipe.data.blocklist,
+                with_pictures=False,
+            )
+
+
 def _pixels(pictures: StorePictures, row: int, size: int) -> Pixels:
     tensor = as_tensor(decode(pictures.read(row), pictures.names[row]), size)
     return ((tensor + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def _drawn(
-    subject: _Subject, states: Condition, settings: GenerateSettings, on_progress: Callable[[int, int], None]
+    subject: _Subject, states: Conditions, settings: GenerateSettings, on_progress: Callable[[int, int], None]
 ) -> Pixels:
     """(G, 3, H, W); the starting noise of a trial's sample is the same under every condition."""
     pipeline, n = subject.pipeline, len(subject.trials)
+    fine_tuned = pipeline.unet
+    try:
+        if states.unet is not None:
+            pipeline.unet = states.unet
+        return _draw_all(subject, states, settings, n, on_progress)
+    finally:
+        pipeline.unet = fine_tuned
+
+
+def _draw_all(
+    subject: _Subject,
+    states: Conditions,
+    settings: GenerateSettings,
+    n: int,
+    on_progress: Callable[[int, int], None],
+) -> Pixels:
+    pipeline, given = subject.pipeline, states.condition
     pipeline.scheduler = scheduler_named(settings.scheduler, pipeline.scheduler)
     images: list[Image.Image] = []
     for start in range(0, n, settings.batch_size):
         part = slice(start, min(start + settings.batch_size, n))
         condition = Condition(
-            states.hidden_states[part], None if states.time is None else states.time[part], None
+            given.hidden_states[part], None if given.time is None else given.time[part], None
         )
+        count = part.stop - part.start
+        without = states.without and Condition(states.without.hidden_states.expand(count, -1, -1), None, None)
         seeds = [
             seed_of(settings.seed, trial, sample)
             for trial in range(part.start, part.stop)
             for sample in range(settings.samples)
         ]
-        images += draw(pipeline, settings, seeds, condition=condition)
+        images += draw(pipeline, settings, seeds, condition=condition, without=without)
         on_progress(part.stop, n)
     return np.stack([np.asarray(image.convert("RGB")) for image in images]).transpose(0, 3, 1, 2)
 
@@ -216,21 +267,43 @@ def _class_judge(subject: _Subject, store: str | Path) -> tuple[ClassJudge | Non
     except ValueError as error:
         return None, {"skipped": str(error)}
     right = judge.right(subject.reference, [pictures.labels[row] for row in subject.rows])
+    shown = [pictures.labels[row] for row in subject.rows[subject.shown]]
     return judge, {
         "what": "support vector machine on 8 x 8 grey values of real pictures; shares nothing with the generator",
         "learned_from": judge.learned_from,
         "classes": len(set(labels)),
         "chance": 1 / len(set(labels)),
+        "always_the_most_frequent": max(Counter(shown).values()) / len(shown),
         "on_real_held_out_pictures": Accuracy.of(right).as_dict(),
     }
 
 
-def _class_accuracy(right: NDArray[np.bool_], samples: int) -> dict[str, Any]:
-    """Pictures of the right class, with an interval over trials (their samples are not independent)."""
-    if samples == 1:
-        return Accuracy.of(right).as_dict()
-    found = estimate(right.astype(np.float64), np.repeat(np.arange(len(right) // samples), samples))
-    return Accuracy(found.value, found.low, found.high, found.values).as_dict()
+def _class_accuracy(subject: _Subject, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Part of the pictures that are of the right class, over all and by subject.
+
+    The interval is over the pictures shown: several people who saw the same, and several samples of a trial, are not
+    independent.
+    """
+    samples = len(right) // len(subject.trials)
+    shown = np.repeat(subject.shown, samples)
+    people = np.repeat(
+        [f"{t.window.facts['dataset']}/{t.window.facts['subject']}" for t in subject.trials], samples
+    )
+
+    def of(chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        found = estimate(right[chosen].astype(np.float64), shown[chosen])
+        return {
+            "value": found.value,
+            "low": number(found.low),
+            "high": number(found.high),
+            "judged": found.values,
+        }
+
+    everyone = np.ones(len(right), dtype=bool)
+    return {
+        "class_accuracy": of(everyone),
+        "class_accuracy_by_subject": {str(person): of(people == person) for person in np.unique(people)},
+    }
 
 
 def _retrieval(subject: _Subject) -> dict[str, Any]:
@@ -259,8 +332,9 @@ def _retrieval(subject: _Subject) -> dict[str, Any]:
     }
 
 
-def _simulated(subject: _Subject) -> bool:
-    return any(str(trial.window.facts["dataset"]).startswith("sim") for trial in subject.trials)
+def _simulated(store: Store) -> bool:
+    """Whether a data set's provenance says so, as the simulated sources' always does."""
+    return any((entry.url or "").startswith("simulated") for entry in store.manifest.datasets.values())
 
 
 def _write_examples(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,16 @@ class Trial:
 class Trials:
     """Windows of one split of a store, for one conditioner, in an order that is always the same."""
 
-    def __init__(self, conditioner: EEGConditioner, store: str | Path, split: str, limit: int | None) -> None:
-        """limit: how many windows, drawn at random from the split; None: all.
+    def __init__(
+        self,
+        conditioner: EEGConditioner,
+        store: str | Path,
+        split: str,
+        limit: int | None,
+        blocklist: Sequence[str] = (),
+        with_pictures: bool = True,
+    ) -> None:
+        """limit: how many windows, drawn at random from the split; None: all. with_pictures: decode what was shown.
 
         Trials where the store has pictures, else windows that slide through the recordings.
         Raises ValueError when the store's windows are not what the conditioner was trained on.
@@ -66,6 +74,7 @@ class Trials:
             if config.normalisation
             else StreamSettings.model_fields["normalisation"].default,
             reader_threads=0,
+            blocklist=list(blocklist),
         )
         self._loader = Loader.fixed(
             self._settings, split, windows=limit or _EVERYTHING, micro_batch_size=_BATCH, stores=[self._store]
@@ -84,6 +93,8 @@ class Trials:
             )
         self.pictures: StorePictures | None = self._loader.pictures
         self.split = split
+        self._with_pictures = with_pictures
+        self._names = self._store.table(["key", "dataset", "subject"])
 
     def __len__(self) -> int:
         return self._count
@@ -104,7 +115,7 @@ class Trials:
 
     def _facts(self, positions_B: torch.Tensor) -> list[dict[str, Any]]:
         located = self._loader.locate(positions_B.numpy())
-        table = self._store.table(["key", "dataset", "subject"])
+        table = self._names
         facts = []
         for row, start in zip(located.row.tolist(), located.start.tolist(), strict=True):
             of_record = {name: str(table[name][row].as_py()) for name in ("key", "dataset", "subject")}
@@ -121,6 +132,8 @@ class Trials:
         facts["image"] = self.pictures.names[image]
         facts["label"] = self.pictures.labels[image]
         facts["caption"] = self.pictures.captions[image]
+        if not self._with_pictures:
+            return None
         return Image.open(io.BytesIO(self.pictures.read(image))).convert("RGB")
 
 

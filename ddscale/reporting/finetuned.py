@@ -35,6 +35,14 @@ def facts(recipe: FinetuneRecipe, start: dict[str, Any]) -> list[tuple[str, str]
     ]
 
 
+def _protocol(found: dict[str, Any] | None) -> str:
+    """What has to be equal for two evaluations to be comparable."""
+    if found is None:
+        return "none"
+    settings = {name: value for name, value in found["settings"].items() if name != "controls"}
+    return json.dumps([found["store"], found["trials"], settings], sort_keys=True)
+
+
 def _toy(folder: Path) -> str:
     """Says so where the Stable Diffusion is a toy."""
     description = folder / "toy.json"
@@ -63,7 +71,16 @@ def results(
             "not_drawn": list(found["skipped_conditions"].items()),
             "not_measured": list(found["conditions"]["eeg"]["skipped"]),
         }
-    comparison = {"columns": _COLUMNS, "rows": [_row(run) for run in (folder, *beside)]} if beside else None
+    comparison = None
+    if beside:
+        same = {_protocol(read_results(run)) for run in (folder, *beside)}
+        comparison = {
+            "columns": _COLUMNS,
+            "rows": [_row(run) for run in (folder, *beside)],
+            "note": "Same trials, same starting noise, same judge."
+            if len(same) == 1
+            else "The runs were not evaluated alike (trials, split, store or sampler differ): compare with care.",
+        }
     return {
         **shown,
         "title": f"Fine-tuning run {folder}",
@@ -84,7 +101,7 @@ def _exported(folder: Path) -> str:
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
     return (
-        f"The runtime without torch, from {found['exported']}, draws the same {found['pictures']} pictures: their pixels "
+        f"The runtime without torch, from {found['exported']}, draws the same {found['pictures']} pictures: pixels "
         f"differ by at most {found['largest_pixel_difference']} of 255 ({found['tolerance']} allowed), "
         f"{found['mean_pixel_difference']:.4f} on average."
     )

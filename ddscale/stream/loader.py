@@ -93,6 +93,7 @@ class Loader:
         self.sfreq = index.sfreq
         self.preprocessing: dict[str, Any] = dict(self._stores[0].manifest.content.filters)
         self.unit = self._stores[0].unit
+        self.stores = tuple(self._stores)
         self.window_s = settings.window_samples / index.sfreq
         self.windows_per_epoch = len(self._order)
         self.samples_seen = start_position

@@ -23,7 +23,8 @@ from ddscale.training.ranks import USER_ERRORS, Ranks, quiet_deepspeed
 def convert(path: Path, workers: int = 2) -> Path:
     """Convert the checkpoint at `path`; returns where the original was moved.
 
-    Raises ValueError when it is damaged, was trained at stage 0 or with averaged weights, or is converted already.
+    Raises ValueError when it is damaged, was trained at stage 0, or is converted already. Averages of weights are not
+    carried over: they begin anew from the weights, `averages_lost` says whether there were any.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
@@ -36,11 +37,6 @@ def convert(path: Path, workers: int = 2) -> Path:
         raise ValueError(f"{path} was trained at zero_stage 0, which any number of ranks continues as it is.")
     if state["universal"]:
         raise ValueError(f"{path} is converted already: start training with it.")
-    if state["identity"].get("ema"):
-        raise ValueError(
-            f"{path} holds running averages (`ema`), which DeepSpeed's conversion does not carry over: continue it at "
-            "the number of ranks it was trained on."
-        )
     checkpoints.remove_leftovers()
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     quiet_deepspeed()
@@ -61,6 +57,13 @@ def convert(path: Path, workers: int = 2) -> Path:
     return original
 
 
+def averages_lost(path: Path) -> bool:
+    """Whether a converted checkpoint's run keeps running averages, which DeepSpeed's conversion leaves behind."""
+    alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    _, state = Checkpoints(path.parent, 1, alone).verify(path)
+    return bool(state["identity"].get("ema"))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m ddscale.training.convert")
@@ -73,6 +76,10 @@ def main() -> None:
         original = convert(given.checkpoint.resolve(), given.workers)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
+    if averages_lost(given.checkpoint.resolve()):
+        print(
+            "the running average of the weights (`ema`) is not carried over: it begins anew from this step's weights"
+        )
     print(f"{given.checkpoint}: can be continued at any number of ranks; the original is {original.name}")
 
 

@@ -51,13 +51,15 @@ def averaged_weights(engine: Any, keep: bool) -> dict[str, Tensor]:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     averages: dict[str, Tensor] = {}
     masters = _master_parameters(engine)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    if not any(AVERAGE in state for state in inner.state.values()):
+        return {}  # converted at its last step: what is handed on are the weights themselves
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
         if engine.zero_optimization():
             average = safe_get_full_optimizer_state(parameter, AVERAGE)
         else:
-            inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
             average = inner.state[masters.get(name, parameter)][AVERAGE]
         if keep:
             averages[name] = average.detach().float().cpu().clone()

@@ -1,7 +1,8 @@
 """The training loop: one page, read from top to bottom, the same for every stage that trains.
 
 What is trained is a `Task`. A step's loss is the sum of the loss terms of the whole global batch over the sum of
-their weights, so neither the number of ranks nor of micro-batches changes it. Ranks agree once per step, by one
+their weights, so neither the number of ranks nor of micro-batches changes it, unless its terms do (a contrast between
+the samples of a micro-batch). Ranks agree once per step, by one
 all-reduce of three numbers at its start; on a GPU the host reads the result after DeepSpeed's own check of the
 gradient norm has waited for the device, so it costs no further wait. A logged step adds one small all-reduce.
 """

@@ -148,7 +148,7 @@ def test_the_time_condition_is_added_after_the_time_embeddings_linear_maps():
         torch.testing.assert_close(seen["embedding"], time + unet.class_embedding(vector))
 
 
-@pytest.mark.parametrize(("trained", "expected"), [("none", False), ("attn2", True), ("lora", True)])
+@pytest.mark.parametrize(("trained", "expected"), [("none", True), ("attn2", True), ("lora", True)])
 def test_the_time_conditions_projection_trains_with_the_unet(trained, expected):
     unet = _unet()
     add_time_condition(unet, 16)

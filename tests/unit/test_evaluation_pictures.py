@@ -99,7 +99,7 @@ def test_the_results_hold_every_control_and_count_what_they_rest_on(evaluated):
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
         assert accuracy["judged"] == 48
         assert condition["metrics"]["ssim"]["estimate"]["groups"] == 12
-    # Without EEG all trials are given the same, so only the starting noise differs between trials.
+        assert len(condition["class_accuracy_by_subject"]) == 2
     assert evaluated["class_judge"]["chance"] == pytest.approx(0.25)
     assert evaluated["class_judge"]["on_real_held_out_pictures"]["value"] == 1.0
     assert evaluated["retrieval"]["gallery"] == 12
@@ -113,39 +113,67 @@ def test_results_and_grids_are_on_disk(evaluated, run):
         assert Image.open(run / "evaluation" / name).size == (3 * 36 - 4, 8 * 36 - 4)
 
 
-def test_the_random_encoder_is_another_and_no_eeg_knows_nothing(run, parts):
+def test_every_control_is_what_it_is_called(run, parts):
+    from diffusers import UNet2DConditionModel
+
     from ddscale.evaluation.conditions import condition_of
 
     pipeline, recipe = load_run(run)
-    trials = list(Trials(pipeline.conditioner, parts / "store", "test", None))
-    states = {
-        given: condition_of(given, pipeline, trials, recipe.stable_diffusion, 0).hidden_states
-        for given in ("eeg", "shuffled_eeg", "random_encoder", "no_eeg", "label_only")
+    trials, training = (
+        list(Trials(pipeline.conditioner, parts / "store", split, None)) for split in ("test", "train")
+    )
+    given = {
+        name: condition_of(name, pipeline, trials, training, recipe.stable_diffusion, 0)
+        for name in ("eeg", "shuffled_eeg", "random_encoder", "no_eeg", "label_only")
     }
+    states = {name: conditions.condition.hidden_states for name, conditions in given.items()}
     assert all(value.shape == states["eeg"].shape for value in states.values())
     assert not torch.allclose(states["eeg"], states["random_encoder"])
-    assert torch.equal(states["no_eeg"][:1].expand_as(states["no_eeg"]), states["no_eeg"])
+    # No EEG: the mean over training trials, the same for all.
+    with torch.no_grad():
+        x_BTC = torch.stack([trial.window.x_TC for trial in training])
+        mean = pipeline.conditioner(x_BTC).hidden_states.mean(dim=0)
+    torch.testing.assert_close(states["no_eeg"], mean.expand_as(states["no_eeg"]))
     ours = {tuple(row.flatten()[:8].tolist()) for row in states["eeg"]}
     assert {tuple(row.flatten()[:8].tolist()) for row in states["shuffled_eeg"]} == ours
     assert not (states["eeg"] == states["shuffled_eeg"]).flatten(1).all(dim=1).any()
+    # The caption alone: Stable Diffusion as it was before, guided from the empty caption, with no trace of the EEG.
     labels = [trial.window.facts["label"] for trial in trials]
     same = [torch.equal(states["label_only"][0], state) for state in states["label_only"]]
     assert same == [label == labels[0] for label in labels]
+    before = UNet2DConditionModel.from_pretrained(parts / "sd" / "unet").state_dict()
+    now = given["label_only"].unet.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+    assert given["label_only"].condition.time is None
+    assert given["label_only"].without.hidden_states.shape == (1, *states["eeg"].shape[1:])
+    assert all(given[name].unet is None for name in given if name != "label_only")
 
 
-def test_a_picture_that_was_trained_on_cannot_be_judged(run, parts, tmp_path, monkeypatch):
-    import pyarrow as pa
-
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_picture_that_was_trained_on_cannot_be_judged(parts, tmp_path, renamed):
+    """Pictures are known by their bytes: another store, in which they have other names and splits, changes nothing."""
     from ddscale.evaluation.leaks import check_leaks
-    from ddscale.store import open_store
+    from ddscale.store import ArrayRecording, ImageFile, StagedTrial, open_store, write_store
 
-    store = open_store(parts / "store")
-    whole = store.table(["dataset", "subject", "recording", "image", "label", "start", "samples", "split"])
-    splits = ["test" if row % 7 == 0 else split for row, split in enumerate(whole["split"].to_pylist())]
-    leaking = whole.set_column(whole.schema.get_field_index("split"), "split", pa.array(splits))
-    monkeypatch.setattr(type(store), "table", lambda self, columns=None: leaking)
-    with pytest.raises(LeakageError, match="picture seen in training"):
-        check_leaks(store, "test")
+    ours = open_store(parts / "store")
+    shown = next(row for row, split in enumerate(ours.images["split"].to_pylist()) if str(split) == "train")
+    data = ours.read_image(shown)
+    fresh = ours.read_image(shown)[:-1] + b"\0"
+    picture = ImageFile(
+        "other", "elsewhere", "png", "elsewhere.png", lambda: data if renamed else fresh, stated="test"
+    )
+    record = np.random.default_rng(0).normal(size=(CHANNELS - 2, SAMPLES))
+    names = [f"E{n}" for n in range(CHANNELS - 2)]
+    recording = ArrayRecording(
+        "other", "dora", "dora-seen", names, [(0, record)], trials=[StagedTrial(image="elsewhere")]
+    )
+    write_store(tmp_path / "other", [recording], sfreq=SFREQ, images=[picture])
+    theirs = open_store(tmp_path / "other")
+    if renamed:
+        with pytest.raises(LeakageError, match="picture seen in training"):
+            check_leaks(theirs, "test", [ours])
+    else:
+        check_leaks(theirs, "test", [ours])
 
 
 def test_pictures_from_a_recording_file(run, tmp_path):

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "stream": {"store", "signal", "recipes"},
     "models": {"recipes"},
     "training": {"stream", "models", "recipes"},
-    "diffusion": {"models", "stream", "training", "recipes"},
+    "diffusion": {"models", "store", "stream", "training", "recipes"},
     "metrics": {"recipes"},
     "deploy": {"models", "diffusion", "signal", "recipes"},
     "evaluation": {
