@@ -149,6 +149,9 @@ def launched(
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            # DeepSpeed leaves its buffers in shared memory, named by the port: some 140 MB for each start.
+            for buffer in Path("/dev/shm").glob(f"deepspeed_*_{port}_*"):
+                buffer.unlink(missing_ok=True)
 
 
 def output_of(recipe: dict[str, Any]) -> str:
