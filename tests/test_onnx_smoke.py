@@ -131,6 +131,15 @@ def test_the_runtimes_pictures_are_pytorchs(toy, decoder):
     assert np.abs(ours - theirs).max() < 1
 
 
+def test_openvino_knows_the_tensors_of_half_precision_by_the_manifests_names(toy):
+    eeg = np.random.default_rng(3).normal(scale=20, size=(1, CHANNELS, ENCODER_SIZES["n_samples"]))
+    ours, theirs = (
+        EEGToImage.load(toy / "export" / "fp16", provider).generate(eeg, steps=4, scheduler="ddim")
+        for provider in ("openvino", "cpu")
+    )
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 3
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_engines_are_built_for_all_graphs_with_their_real_profiles(toy, precision):
     folder = toy / "export" / precision

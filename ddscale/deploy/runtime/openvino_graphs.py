@@ -38,8 +38,8 @@ class OpenVINOGraph:
         check_interface(
             path,
             info,
-            {tensor.get_any_name() for tensor in self._model.inputs},
-            {tensor.get_any_name() for tensor in self._model.outputs},
+            _names(self._model.inputs, {tensor.name for tensor in info.inputs}),
+            _names(self._model.outputs, {tensor.name for tensor in info.outputs}),
         )
         self._request = self._model.create_infer_request()
         self._outputs = [tensor.name for tensor in info.outputs]
@@ -52,3 +52,12 @@ class OpenVINOGraph:
 
     def holding(self, constants: Arrays) -> Runner:
         return lambda inputs: self.run({**constants, **inputs})
+
+
+def _names(ports: Any, stated: set[str]) -> set[str]:
+    """What the graph calls its tensors: of several names that one has, those the manifest knows it by."""
+    found: set[str] = set()
+    for port in ports:
+        names = set(port.names)
+        found |= (names & stated) or names
+    return found
