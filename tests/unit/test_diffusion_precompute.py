@@ -97,7 +97,7 @@ def test_after_an_interruption_only_what_is_missing_is_computed(models, tmp_path
 
     class Interrupted(Folder):
         def read(self, row):
-            if row == 5:
+            if row == 4:
                 raise KeyboardInterrupt
             return super().read(row)
 
