@@ -11,8 +11,8 @@ import pytest
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of full sizes run only when the marker is asked for by name; those that load inference engines run last.
 
-    A process that has loaded OpenVINO ends in a segmentation fault when it is sent a SIGTERM, which tests of clean
-    stops send to themselves.
+    After the tests that run OpenVINO, a test that sent its own process a SIGTERM ended it by a segmentation fault;
+    why is not known, and OpenVINO by itself does not do it.
     """
     items.sort(key=lambda item: item.path.name.startswith(("test_deploy_", "test_onnx_smoke")))
     if "nightly" in config.getoption("markexpr"):
