@@ -9,12 +9,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of full sizes run only when the marker is asked for by name; those that load inference engines run last.
-
-    After the tests that run OpenVINO, a test that sent its own process a SIGTERM ended it by a segmentation fault;
-    why is not known, and OpenVINO by itself does not do it.
-    """
-    items.sort(key=lambda item: item.path.name.startswith(("test_deploy_", "test_onnx_smoke")))
+    """Tests of full sizes run only when the marker is asked for by name."""
     if "nightly" in config.getoption("markexpr"):
         return
     for item in items:

@@ -190,7 +190,7 @@ except KeyboardInterrupt:
     pathlib.Path("checkpoint").touch()
 """)
 
-    # In a process of its own, as a grid is: see conftest.py on signals after other tests.
+    # In a process of its own, as a grid is: see test_training_faults.py on signals after other tests.
     stopped = subprocess.Popen([sys.executable, "-c", STOPPED, str(Path(__file__).parent)], cwd=place)
     deadline = time.monotonic() + 60
     while not (place / "started").exists() and time.monotonic() < deadline:

@@ -150,6 +150,8 @@ if world > 1:
     score.all_reduce()
 gaussian = moments.gaussian()
 np.savez(f"{out}-{rank}.npz", mean=gaussian.mean, covariance=gaussian.covariance, score=score.result())
+if world > 1:
+    dist.destroy_process_group()  # left to the end of the program, gloo's threads abort it now and then
 """
 
 

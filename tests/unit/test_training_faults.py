@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,15 +72,25 @@ def test_a_finite_loss_keeps_its_gradient_bit_for_bit():
     assert torch.equal(torch.autograd.grad(guarded, weight)[0], plain)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_the_previous_handling_comes_back(number):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
-        assert stop.reason == number.name
-    assert signal.getsignal(number) is before
+_SIGNALLED = """
+import os, signal, sys
+from ddscale.training.stopping import StopRequest
+number = signal.Signals[sys.argv[1]]
+before = signal.getsignal(number)
+with StopRequest() as stop:
+    assert not stop.requested
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    assert stop.reason == number.name
+assert signal.getsignal(number) is before
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_noted_and_the_previous_handling_comes_back(name):
+    # In a process of its own: after the tests that run OpenVINO, a signal to this one ended it by a segmentation
+    # fault. Why is not known; OpenVINO by itself takes signals well.
+    subprocess.run([sys.executable, "-c", _SIGNALLED, name], check=True, timeout=120)
 
 
 def test_the_stop_file_is_noticed(tmp_path, monkeypatch):
