@@ -38,6 +38,7 @@ from ddscale.models import save_encoder
 from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
+from ddscale.training.faults import UnreadableRecords
 from ddscale.training.loop import Terms
 from ddscale.training.pretraining import data_identity
 from ddscale.training.ranks import Ranks
@@ -104,7 +105,7 @@ class Finetuning:
         check_windows(recipe, self._loader.sfreq, self._loader.unit)
         check_stores(self._loader.stores, recipe.objective.alignment_target == "caption")
         self._held_out = self._open_held_out()
-        self._reported: set[int] = set()
+        self._unreadable = UnreadableRecords()
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
         codec, clip = LatentCodec.from_folder(recipe.stable_diffusion), Clip(recipe.clip_folder)
         # Its numbers and not the codec: a step must not keep the VAE in memory.
@@ -182,13 +183,7 @@ class Finetuning:
         return Terms(total, by_name.double())
 
     def new_faults(self) -> list[dict[str, Any]]:
-        known = [fault for loader in (self._loader, self._held_out) if loader for fault in loader.faults]
-        new = [fault for fault in known if id(fault) not in self._reported]
-        self._reported |= {id(fault) for fault in new}
-        return [
-            {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
-            for f in new
-        ]
+        return self._unreadable.new(self._loader, self._held_out)
 
     @torch.no_grad()
     def validate(self, engine: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ddscale.stream.loader import Loader
 from ddscale.training.ranks import AgreedError
 
 INJECTION_VARIABLE = "DDSCALE_INJECT"
@@ -97,3 +98,20 @@ class Injection:
 
     def _ordered(self, kind: str, step: int) -> bool:
         return any(kind == ordered and first <= step <= last for ordered, first, last in self.faults)
+
+
+class UnreadableRecords:
+    """Which of the records that loaders could not read have been told already."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+
+    def new(self, *loaders: Loader | None) -> list[dict[str, Any]]:
+        """Those met since this was asked last, for the fault log."""
+        known = [fault for loader in loaders if loader is not None for fault in loader.faults]
+        new = [fault for fault in known if id(fault) not in self._told]
+        self._told |= {id(fault) for fault in new}
+        return [
+            {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
+            for f in new
+        ]

@@ -20,6 +20,7 @@ from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
 from ddscale.stream.settings import StreamSettings
 from ddscale.training.export import load_full
+from ddscale.training.faults import UnreadableRecords
 from ddscale.training.loop import Terms
 from ddscale.training.ranks import Ranks
 from ddscale.training.runs import Display, run
@@ -63,7 +64,7 @@ class Pretraining:
         )
         self._held_out = self._open_held_out()
         self._baselines: dict[str, float] | None = None
-        self._reported: set[int] = set()
+        self._unreadable = UnreadableRecords()
         self.names = list(self._loader.datasets)
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
         self.flops_per_sample: float | None = float(training_flops(recipe.model))
@@ -105,13 +106,7 @@ class Pretraining:
         return Terms(output.sum_squared_error, by_name)
 
     def new_faults(self) -> list[dict[str, Any]]:
-        known = [fault for loader in (self._loader, self._held_out) if loader for fault in loader.faults]
-        new = [fault for fault in known if id(fault) not in self._reported]
-        self._reported |= {id(fault) for fault in new}
-        return [
-            {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
-            for f in new
-        ]
+        return self._unreadable.new(self._loader, self._held_out)
 
     @torch.no_grad()
     def validate(self, engine: Any) -> dict[str, float]:
