@@ -1,7 +1,7 @@
 """A toy Stable Diffusion: the real one's classes and folder layout, a thousandth of its size, trained on digits.
 
-Its folder loads with diffusers' StableDiffusionPipeline; `clip/` beside the pipeline's parts holds the whole toy
-CLIP. It stands in where no pretrained Stable Diffusion can be had, and is called a toy wherever it appears.
+Its folder loads with diffusers' StableDiffusionPipeline; beside the pipeline's parts `clip/` holds the whole toy CLIP,
+and `tiny/` an autoencoder for the same latents with a tenth of the VAE's weights. It stands in where no pretrained Stable Diffusion can be had, and is called a toy wherever it appears.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -25,6 +26,7 @@ from ddscale.training.ranks import quiet_deepspeed
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FOLDER = "clip"
+TINY_FOLDER = "tiny"
 _HEAD = 32
 
 
@@ -35,6 +37,8 @@ class ToySettings(Settings):
     """Height and width of the pictures; a multiple of 2 to the number of VAE levels minus 1."""
     vae_channels: tuple[int, ...] = (16, 16, 32, 64)
     """Channels of the VAE's levels; each but the first halves the picture."""
+    tiny_channels: int = Field(default=16, ge=1)
+    """Channels of the tiny autoencoder, at all of the VAE's levels."""
     latent_channels: int = Field(default=4, ge=1)
     """Channels of a latent; Stable Diffusion has 4."""
     unet_channels: tuple[int, ...] = (64, 96)
@@ -53,6 +57,8 @@ class Toy(NamedTuple):
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     clip: CLIPModel
+    tiny: AutoencoderTiny
+    """Takes and gives scaled latents, as the U-Net has them."""
     tokenizer: CLIPTokenizer
     scheduler: DPMSolverMultistepScheduler
     settings: ToySettings
@@ -65,6 +71,7 @@ def build_toy(captions: Iterable[str], settings: ToySettings) -> Toy:
         vae=_build_vae(settings),
         unet=_build_unet(settings),
         clip=_build_clip(settings, tokenizer),
+        tiny=_build_tiny(settings),
         tokenizer=tokenizer,
         scheduler=build_scheduler(),
         settings=settings,
@@ -129,6 +136,7 @@ def save_toy(toy: Toy, folder: str | Path) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(target)
+    toy.tiny.save_pretrained(target / TINY_FOLDER)
     toy.clip.save_pretrained(target / CLIP_FOLDER)
     toy.tokenizer.save_pretrained(target / CLIP_FOLDER)
     CLIPImageProcessorPil(
@@ -150,6 +158,17 @@ def _build_vae(settings: ToySettings) -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=settings.image_size,
+    )
+
+
+def _build_tiny(settings: ToySettings) -> AutoencoderTiny:
+    levels = len(settings.vae_channels)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(settings.tiny_channels,) * levels,
+        decoder_block_out_channels=(settings.tiny_channels,) * levels,
+        num_encoder_blocks=(1, *(2,) * (levels - 1)),
+        num_decoder_blocks=(*(2,) * (levels - 1), 1),
+        latent_channels=settings.latent_channels,
     )
 
 

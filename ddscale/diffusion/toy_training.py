@@ -1,4 +1,4 @@
-"""Training the toy Stable Diffusion from nothing: CLIP, then the VAE, then the U-Net on captions.
+"""Training the toy Stable Diffusion from nothing: CLIP, the VAE, and what works on its latents.
 
 Deterministic given the seed and the number of threads. About a minute on two cores with the default settings.
 Shape letters: n pictures, B batch, C latent channels, H height, W width, N tokens, D width.
@@ -46,8 +46,10 @@ class ToyTrainingSettings(Settings):
     """Steps of the VAE; more: sharper pictures."""
     unet_steps: int = Field(default=500, ge=1)
     """Steps of the U-Net; more: pictures more like real ones."""
+    tiny_steps: int = Field(default=400, ge=1)
+    """Steps of the tiny autoencoder."""
     batch_size: int = Field(default=64, ge=2)
-    """Pictures in a step of CLIP and of the U-Net; the VAE, which works at full size, takes half."""
+    """Pictures in a step of CLIP and of the U-Net; the autoencoders, which work at full size, take half."""
     kl_weight: float = Field(default=1e-3, gt=0)
     """Weight of the latents' divergence from N(0, 1) beside the squared error of the pictures."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -90,6 +92,7 @@ def train_toy(
     mean, std = _encoded(toy, pictures, settings.batch_size)
     toy.vae.register_to_config(scaling_factor=_measured_scaling(mean, std))
     losses["unet"] = _train_unet(toy, mean, std, captions, settings, on_progress)
+    losses["tiny"] = _train_tiny(toy, pictures, mean, std, settings, on_progress)
     (target / DESCRIPTION).unlink(missing_ok=True)
     save_toy(toy, target)
     facts = {
@@ -100,7 +103,7 @@ def train_toy(
         "settings": settings.model_dump(mode="json"),
         "final_losses": losses,
         "parameters": {
-            n: sum(p.numel() for p in getattr(toy, n).parameters()) for n in ("clip", "vae", "unet")
+            n: sum(p.numel() for p in getattr(toy, n).parameters()) for n in ("clip", "vae", "unet", "tiny")
         },
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -198,6 +201,24 @@ def _train_unet(
     )  # fmt: skip
     average.copy_to(model.parameters())
     return loss
+
+
+def _train_tiny(
+    toy: Toy, pictures: Tensor, mean: Tensor, std: Tensor, settings: ToyTrainingSettings, on_progress: Progress
+) -> float:
+    """Both halves beside each other: pictures from the VAE's latents, and its latents from pictures."""
+    model, scaled = toy.tiny.train(), LatentCodec(toy.vae).scaled
+
+    def loss_of(rows_B: Tensor, positions_B: Tensor) -> Tensor:
+        drawn = scaled(sample_latents(mean[rows_B], std[rows_B], positions_B, settings.seed))
+        shown = pictures[rows_B]
+        decoded, encoded = model.decode(drawn).sample, model.encode(shown).latents
+        return F.mse_loss(decoded, shown) + F.mse_loss(encoded, scaled(mean[rows_B]))
+
+    return _optimise(
+        "tiny", model, loss_of, pictures, settings, settings.tiny_steps, 3e-3, on_progress,
+        batch_size=settings.batch_size // 2,
+    )  # fmt: skip
 
 
 def _optimise(

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
 
 from ddscale.diffusion.clip import Clip, caption_states
+from ddscale.diffusion.codec import LatentCodec
 from ddscale.diffusion.toy import ToySettings, build_tokenizer, build_toy, save_toy
 from ddscale.diffusion.toy_digits import caption_of, load_digits
 from ddscale.diffusion.toy_training import ToyTrainingSettings, train_toy
@@ -69,7 +70,7 @@ def trained(tmp_path_factory):
     """A toy trained for a third of the time, and what it was trained with."""
     digits = load_digits()
     images, labels = digits.images[~digits.held_out], digits.labels[~digits.held_out]
-    settings = ToyTrainingSettings(clip_steps=150, vae_steps=130, unet_steps=170)
+    settings = ToyTrainingSettings(clip_steps=150, vae_steps=130, unet_steps=170, tiny_steps=100)
     folder = tmp_path_factory.mktemp("trained")
     train_toy(folder, images, [caption_of(label) for label in labels], settings)
     return folder, ClassJudge(images, [str(label) for label in labels])
@@ -103,16 +104,30 @@ def test_the_toys_clip_tells_held_out_digits_by_their_captions(trained):
     assert (similar.argmax(dim=1).numpy() == digits.labels[digits.held_out]).mean() >= 0.85
 
 
+def test_the_tiny_autoencoder_decodes_the_vaes_latents(trained):
+    folder, judge = trained
+    digits = load_digits()
+    images = torch.from_numpy(digits.images[digits.held_out]).float() / 127.5 - 1
+    full, tiny = (LatentCodec.from_folder(path) for path in (folder, folder / "tiny"))
+    latents = full.scaled(full.encode(images).mean)
+    decoded = tiny.decode(latents)
+    drawn = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    assert judge.right(drawn, [str(label) for label in digits.labels[digits.held_out]]).mean() >= 0.9
+    assert torch.nn.functional.mse_loss(tiny.encode(images).mean, latents) < 0.1 * latents.var()
+    count = [sum(p.numel() for p in codec.vae.decoder.parameters()) for codec in (full, tiny)]
+    assert count[1] < 0.15 * count[0]
+
+
 def test_training_is_deterministic(tmp_path):
     digits = load_digits(16)
     sizes = ToySettings(image_size=16, vae_channels=(8, 16), unet_channels=(16, 32))
-    settings = ToyTrainingSettings(sizes=sizes, clip_steps=2, vae_steps=2, unet_steps=3, batch_size=8)
+    settings = ToyTrainingSettings(sizes=sizes, clip_steps=2, vae_steps=2, unet_steps=3, tiny_steps=2, batch_size=8)
     captions = [caption_of(label) for label in digits.labels[:20]]
     for name in ("first", "second"):
         torch.manual_seed(len(name))
         train_toy(tmp_path / name, digits.images[:20], captions, settings)
     weights = "diffusion_pytorch_model.safetensors"
-    for part in ("vae", "unet"):
+    for part in ("vae", "unet", "tiny"):
         first, second = (tmp_path / name / part / weights for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
 
@@ -120,7 +135,7 @@ def test_training_is_deterministic(tmp_path):
 def test_what_is_trained_already_is_not_trained_again(tmp_path):
     digits = load_digits(16)
     sizes = ToySettings(image_size=16, vae_channels=(8, 16), unet_channels=(16, 32))
-    settings = ToyTrainingSettings(sizes=sizes, clip_steps=1, vae_steps=1, unet_steps=1, batch_size=8)
+    settings = ToyTrainingSettings(sizes=sizes, clip_steps=1, vae_steps=1, unet_steps=1, tiny_steps=1, batch_size=8)
     captions = [caption_of(label) for label in digits.labels[:20]]
     steps = []
 
@@ -132,9 +147,9 @@ def test_what_is_trained_already_is_not_trained_again(tmp_path):
         train_toy(tmp_path, images, captions, given, on_progress=count)
         return list(steps)
 
-    assert train(digits.images[:20], settings) == ["clip", "vae", "unet"]
+    assert train(digits.images[:20], settings) == ["clip", "vae", "unet", "tiny"]
     assert train(digits.images[:20], settings) == []
-    assert len(train(digits.images[20:40], settings)) == 3
-    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 3
+    assert len(train(digits.images[20:40], settings)) == 4
+    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 4
     (tmp_path / "toy.json").unlink()
-    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 3
+    assert len(train(digits.images[20:40], settings.model_copy(update={"seed": 1}))) == 4
