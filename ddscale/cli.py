@@ -89,11 +89,14 @@ def report(
     beside: Annotated[
         list[Path] | None, typer.Option(help="a fine-tuned run to compare a fine-tuned one with; repeatable")
     ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="benchmark.json of a fine-tuned run's export, to show its latencies")
+    ] = None,
 ) -> None:
     """Write RUN/report.html: curves, data, throughput, and what the model makes of held-out windows."""
     from ddscale.reporting.report import write_report
 
-    print(f"report: {write_report(run, beside or ())}")
+    print(f"report: {write_report(run, beside or (), benchmark)}")
 
 
 @app.command()
@@ -234,25 +237,32 @@ def evaluate(
     eeg: Annotated[
         Path | None, typer.Option(help="a store with pictures; default: the one trained on")
     ] = None,
+    exported: Annotated[
+        Path | None, typer.Option(help="an export's folder: its runtime draws in the place of PyTorch")
+    ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Judge what a fine-tuned run draws for held-out trials, beside controls: RUN/evaluation/metrics.json."""
+    """Judge what a fine-tuned run, or its export, draws for held-out trials, beside controls."""
     from ddscale import recipes
-    from ddscale.evaluation.pictures import FOLDER, RESULTS, PictureEvaluation, evaluate_run
+    from ddscale.evaluation.pictures import RESULTS, PictureEvaluation, evaluate_run, results_folder
     from ddscale.reporting.evaluations import picture_tables
     from ddscale.reporting.progress import Progress
 
     settings = recipes.from_overrides(PictureEvaluation, set_ or ())
     with Progress("trials") as progress:
         found = evaluate_run(
-            run, eeg, settings, lambda given, done, of: progress.update(done, of, given.replace("_", " "))
+            run,
+            eeg,
+            settings,
+            lambda given, done, of: progress.update(done, of, given.replace("_", " ")),
+            exported,
         )
     if json_:
         _print_json(found)
     else:
         picture_tables(found)
-        print(f"results: {run / FOLDER / RESULTS}")
+        print(f"results: {results_folder(run, settings, exported) / RESULTS}")
 
 
 @app.command()

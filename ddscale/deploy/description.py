@@ -40,7 +40,8 @@ def facts_of(source: Source, recipe: ExportRecipe) -> dict[str, Any]:
     if pipeline is not None:
         channels, height, width = latent_shape(pipeline)
         latent = m.LatentInfo(channels, height, width, pipeline.codec.downsampling)
-    folders = [source.path, *(Path(f) for f in (recipe.conditioner, recipe.tiny_decoder) if f)]
+    named = {"conditioner": recipe.conditioner, "tiny_decoder": recipe.tiny_decoder}
+    beside = {name: hash_source(Path(folder)) for name, folder in named.items() if folder}
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "kind": "encoder" if pipeline is None else "pipeline",
@@ -57,7 +58,7 @@ def facts_of(source: Source, recipe: ExportRecipe) -> dict[str, Any]:
         else pipeline.scheduler.config.get("prediction_type", "epsilon"),
         "profiles": tuple(m.Profile(p.name, p.min, p.opt, p.max) for p in recipe.profiles),
         "versions": {**packages, "python": platform.python_version()},
-        "source": m.SourceInfo(str(source.path), hash_source(*folders)),
+        "source": m.SourceInfo(str(source.path), hash_source(source.path), beside),
     }
 
 

@@ -146,7 +146,9 @@ class SourceInfo:
 
     path: str
     sha256: str
-    """Over the source's files, names and contents."""
+    """Over the files in `path`, names and contents."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """The same of folders that the recipe named besides: `conditioner`, `tiny_decoder`."""
 
 
 @dataclass(frozen=True)

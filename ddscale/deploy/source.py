@@ -128,12 +128,11 @@ def _check_tiny(tiny: LatentCodec, codec: LatentCodec, folder: str) -> None:
         )
 
 
-def hash_source(*folders: Path) -> str:
-    """SHA-256 over names and contents of the folders' weight and configuration files."""
+def hash_source(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's weight and configuration files."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in _HASHED and p.is_file()):
-            with path.open("rb") as file:
-                own = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(json.dumps([path.relative_to(folder).as_posix(), own]).encode())
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in _HASHED and p.is_file()):
+        with path.open("rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([path.relative_to(folder).as_posix(), own]).encode())
     return digest.hexdigest()

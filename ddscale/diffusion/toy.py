@@ -1,7 +1,8 @@
 """A toy Stable Diffusion: the real one's classes and folder layout, a thousandth of its size, trained on digits.
 
 Its folder loads with diffusers' StableDiffusionPipeline; beside the pipeline's parts `clip/` holds the whole toy CLIP,
-and `tiny/` an autoencoder for the same latents with a tenth of the VAE's weights. It stands in where no pretrained Stable Diffusion can be had, and is called a toy wherever it appears.
+and `tiny/` an autoencoder for the same latents with a tenth of the VAE's weights. It stands in where no pretrained
+Stable Diffusion can be had, and is called a toy wherever it appears.
 """
 
 from __future__ import annotations

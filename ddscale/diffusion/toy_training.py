@@ -204,7 +204,12 @@ def _train_unet(
 
 
 def _train_tiny(
-    toy: Toy, pictures: Tensor, mean: Tensor, std: Tensor, settings: ToyTrainingSettings, on_progress: Progress
+    toy: Toy,
+    pictures: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    settings: ToyTrainingSettings,
+    on_progress: Progress,
 ) -> float:
     """Both halves beside each other: pictures from the VAE's latents, and its latents from pictures."""
     model, scaled = toy.tiny.train(), LatentCodec(toy.vae).scaled

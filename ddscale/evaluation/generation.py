@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ddscale.deploy.runtime import EEGToImage
 from ddscale.diffusion.generate import EEGWindow, Generated, GenerateSettings, generate
+from ddscale.evaluation.drawing import draw_exported, microvolts_of
 from ddscale.evaluation.pictures import load_run
 from ddscale.evaluation.results import write_json
-from ddscale.evaluation.trials import Trials, store_of
+from ddscale.evaluation.trials import Trial, Trials, store_of
 
 COMPARISON = "runtime.json"
 TOLERANCE = 3
@@ -47,40 +47,29 @@ def generate_from(
     with store_of(eeg, pipeline.conditioner, unit) as store:
         # A file by itself is held out from nothing: all of it lies in the split that a store has by default.
         trials = Trials(pipeline.conditioner, store, split if store == eeg else "train", windows)
-        raw: list[torch.Tensor] = []
+        kept: list[Trial] = []
 
         def windows_in_turn() -> Iterator[EEGWindow]:
             for trial in trials:
                 if exported is not None:
-                    raw.append(trial.microvolts_TC)
+                    kept.append(trial)
                 yield trial.window
 
         written = generate(
             pipeline, windows_in_turn(), folder, settings, facts, lambda done: on_progress(done, len(trials))
         )
-    return len(written), None if exported is None else _compared(exported, raw, written, settings, folder)
+    return len(written), None if exported is None else _compared(exported, kept, written, settings, folder)
 
 
 def _compared(
     exported: Path,
-    raw: list[torch.Tensor],
+    trials: list[Trial],
     written: list[Generated],
     settings: GenerateSettings,
     folder: Path,
 ) -> dict[str, Any]:
-    if len({window.shape for window in raw}) > 1:
-        raise ValueError(
-            "the windows have different numbers of channels; an export takes one: name a store of one."
-        )
     model = EEGToImage.load(exported)
-    drawn = model.generate(
-        torch.stack(raw).transpose(1, 2).contiguous().numpy(),
-        steps=settings.steps,
-        scheduler=settings.scheduler,
-        guidance=settings.guidance_scale,
-        seed=settings.seed,
-        samples=settings.samples,
-    )
+    drawn = draw_exported(model, microvolts_of(trials), settings)
     ours = np.stack([np.asarray(picture.image.convert("RGB")) for picture in written])
     difference = np.abs(drawn.astype(np.int16) - ours.astype(np.int16))
     found = {

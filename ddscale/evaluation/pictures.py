@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,13 @@ from pydantic import Field
 
 from ddscale import recipes
 from ddscale.diffusion.clip import Clip
-from ddscale.diffusion.conditioning import Condition
 from ddscale.diffusion.finetuning import PIPELINE
-from ddscale.diffusion.generate import GenerateSettings, draw, grid_of, seed_of
+from ddscale.diffusion.generate import GenerateSettings, grid_of
 from ddscale.diffusion.pictures import as_tensor, decode
-from ddscale.diffusion.pipeline import EEGToImagePipeline, scheduler_named
+from ddscale.diffusion.pipeline import EEGToImagePipeline
 from ddscale.diffusion.settings import FinetuneRecipe
-from ddscale.evaluation.conditions import CONTROLS, MEANING, Conditions, Control, Given, condition_of
+from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given
+from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings
 from ddscale.evaluation.leaks import check_leaks
 from ddscale.evaluation.results import number, write_json
 from ddscale.evaluation.trials import Trial, Trials
@@ -43,10 +44,9 @@ from ddscale.stream.pictures import StorePictures
 
 FOLDER = "evaluation"
 RESULTS = "metrics.json"
+EXPORTED = "exported"
 _ROWS = 8
 _FOR_MEAN = 256
-
-Pixels = NDArray[np.uint8]
 
 
 class PictureEvaluation(Settings):
@@ -60,6 +60,8 @@ class PictureEvaluation(Settings):
     """What else is drawn and judged in the same way; each costs as much as the EEG itself."""
     generation: GenerateSettings = GenerateSettings()
     """How pictures are drawn."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """How an export is run, when one is evaluated."""
     metrics: ImageMetrics = ImageMetrics()
     """How they are judged."""
     seed: int = 0
@@ -87,19 +89,31 @@ def evaluate_run(
     store: str | Path | None,
     settings: PictureEvaluation,
     on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    exported: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Draw and judge; writes RUN/evaluation/metrics.json and the grids, and returns what the file holds.
+    """Draw and judge; writes metrics.json and the grids in `results_folder`, and returns what the file holds.
 
-    store: trials with pictures; None: the run's first. Raises LeakageError when what it judges on was trained on,
-    ValueError or FileNotFoundError when there is nothing to judge.
+    store: trials with pictures; None: the run's first. exported: a folder of this run's graphs, whose runtime draws
+    in the place of PyTorch. Raises LeakageError when what it judges on was trained on, ValueError or
+    FileNotFoundError when there is nothing to judge.
     """
     folder = Path(run)
+    target = results_folder(folder, settings, exported)
     pipeline, recipe = load_run(folder)
     path = store or recipe.data.stores[0]
     subject = _subject(recipe, pipeline, path, settings)
     store_read = open_store(path)
     warnings = check_leaks(store_read, settings.split, [open_store(other) for other in recipe.data.stores])
-    training = list(_training(subject, settings))
+    painter: FromPipeline | FromRuntime
+    if exported is None:
+        training = list(_training(subject, settings))
+        painter = FromPipeline(
+            pipeline, subject.trials, training, recipe.stable_diffusion, settings.generation, settings.seed
+        )
+    else:
+        painter = FromRuntime(
+            exported, folder, subject.trials, settings.generation, settings.runtime, settings.seed
+        )
     judge, judged_real = _class_judge(subject, path)
     given: tuple[Given, ...] = ("eeg", *settings.controls)
     results: dict[str, Any] = {}
@@ -107,15 +121,12 @@ def evaluate_run(
     examples: dict[str, Any] = {}
     for condition in given:
         try:
-            states = condition_of(
-                condition, pipeline, subject.trials, training, recipe.stable_diffusion, settings.seed
-            )
+            drawn = painter.draw(condition, partial(on_progress, condition))
         except (ValueError, FileNotFoundError) as error:
             if condition == "eeg":
                 raise
             skipped[condition] = str(error)
             continue
-        drawn = _drawn(subject, states, settings.generation, lambda d, n, c=condition: on_progress(c, d, n))  # type: ignore[misc]
         evaluation = judge_pictures(
             drawn,
             subject.reference,
@@ -129,9 +140,10 @@ def evaluate_run(
             repeated = [label for label in labels for _ in range(settings.generation.samples)]
             results[condition] |= _class_accuracy(subject, judge.right(drawn, repeated))
         if condition == "eeg":
-            examples = _write_examples(folder / FOLDER, subject, drawn, evaluation, settings)
+            examples = _write_examples(target, subject, drawn, evaluation, settings)
     outcome = {
         "run": str(folder),
+        "exported": painter.facts(),
         "store": str(path),
         "split": settings.split,
         "trials": len(subject.trials),
@@ -141,13 +153,26 @@ def evaluate_run(
         "warnings": warnings,
         "settings": settings.model_dump(mode="json"),
         "class_judge": judged_real,
-        "retrieval": _retrieval(subject),
+        "retrieval": _retrieval(subject)
+        if exported is None
+        else {"skipped": "an export has no alignment head: evaluate the run itself."},
         "conditions": results,
         "skipped_conditions": skipped,
         "examples": examples,
     }
-    write_json(folder / FOLDER / RESULTS, outcome)
+    write_json(target / RESULTS, outcome)
     return outcome
+
+
+def results_folder(run: Path, settings: PictureEvaluation, exported: str | Path | None) -> Path:
+    """RUN/evaluation, or for an export a folder below, named for how it draws."""
+    if exported is None:
+        return run / FOLDER
+    how = settings.generation
+    guidance = f"guidance{how.guidance_scale:g}"
+    runtime = (settings.runtime.provider, settings.runtime.decoder)
+    name = "-".join([Path(exported).name, how.scheduler, str(how.steps), guidance, *runtime])
+    return run / FOLDER / EXPORTED / name
 
 
 def load_run(run: Path) -> tuple[EEGToImagePipeline, FinetuneRecipe]:
@@ -211,47 +236,6 @@ def _training(subject: _Subject, settings: PictureEvaluation) -> Iterator[Trial]
 def _pixels(pictures: StorePictures, row: int, size: int) -> Pixels:
     tensor = as_tensor(decode(pictures.read(row), pictures.names[row]), size)
     return ((tensor + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def _drawn(
-    subject: _Subject, states: Conditions, settings: GenerateSettings, on_progress: Callable[[int, int], None]
-) -> Pixels:
-    """(G, 3, H, W); the starting noise of a trial's sample is the same under every condition."""
-    pipeline, n = subject.pipeline, len(subject.trials)
-    fine_tuned = pipeline.unet
-    try:
-        if states.unet is not None:
-            pipeline.unet = states.unet
-        return _draw_all(subject, states, settings, n, on_progress)
-    finally:
-        pipeline.unet = fine_tuned
-
-
-def _draw_all(
-    subject: _Subject,
-    states: Conditions,
-    settings: GenerateSettings,
-    n: int,
-    on_progress: Callable[[int, int], None],
-) -> Pixels:
-    pipeline, given = subject.pipeline, states.condition
-    pipeline.scheduler = scheduler_named(settings.scheduler, pipeline.scheduler)
-    images: list[Image.Image] = []
-    for start in range(0, n, settings.batch_size):
-        part = slice(start, min(start + settings.batch_size, n))
-        condition = Condition(
-            given.hidden_states[part], None if given.time is None else given.time[part], None
-        )
-        count = part.stop - part.start
-        without = states.without and Condition(states.without.hidden_states.expand(count, -1, -1), None, None)
-        seeds = [
-            seed_of(settings.seed, trial, sample)
-            for trial in range(part.start, part.stop)
-            for sample in range(settings.samples)
-        ]
-        images += draw(pipeline, settings, seeds, condition=condition, without=without)
-        on_progress(part.stop, n)
-    return np.stack([np.asarray(image.convert("RGB")) for image in images]).transpose(0, 3, 1, 2)
 
 
 def _class_judge(subject: _Subject, store: str | Path) -> tuple[ClassJudge | None, dict[str, Any]]:
@@ -366,3 +350,9 @@ def read_results(run: str | Path) -> dict[str, Any] | None:
     """What an earlier evaluation of the run found; None when there was none."""
     path = Path(run) / FOLDER / RESULTS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_exported_results(run: str | Path) -> list[dict[str, Any]]:
+    """What evaluations of the run's exports found."""
+    found = sorted((Path(run) / FOLDER / EXPORTED).glob(f"*/{RESULTS}"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]

@@ -86,25 +86,9 @@ def results(
         "title": f"Fine-tuning run {folder}",
         "run": str(folder),
         "evaluation": found,
-        "exported": _exported(folder),
         "comparison": comparison,
         "plots": {"loss": plots.noise_curve(rows)},
     }
-
-
-def _exported(folder: Path) -> str:
-    """How far the runtime without torch was from the run's own pictures, when they were compared."""
-    from ddscale.evaluation.generation import COMPARISON
-
-    path = folder / "generated" / COMPARISON
-    if not path.is_file():
-        return ""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        f"The runtime without torch, from {found['exported']}, draws the same {found['pictures']} pictures: pixels "
-        f"differ by at most {found['largest_pixel_difference']} of 255 ({found['tolerance']} allowed), "
-        f"{found['mean_pixel_difference']:.4f} on average."
-    )
 
 
 def _grid(folder: Path, name: str, file: str) -> dict[str, str]:

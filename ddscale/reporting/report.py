@@ -12,7 +12,7 @@ import jinja2
 
 from ddscale import __version__, recipes
 from ddscale.metrics.reconstruction import ReconstructionScore
-from ddscale.reporting import finetuned, plots
+from ddscale.reporting import exports, finetuned, plots
 from ddscale.reporting.reconstructions import MODEL, HeldOut, reconstruct_held_out
 from ddscale.reporting.tables import channel_range, duration
 from ddscale.store import describe
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from ddscale.diffusion.settings import FinetuneRecipe
 
 
-def write_report(run: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> Path:
+def write_report(
+    run: str | os.PathLike[str],
+    beside: Sequence[str | os.PathLike[str]] = (),
+    benchmark: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the report of a run's folder, of whichever stage it is, and return its path.
 
-    beside: fine-tuned runs to compare a fine-tuned one with. A pretraining run's reconstructions are computed here,
+    beside: fine-tuned runs to compare a fine-tuned one with; benchmark: latencies of its export, as
+    export/benchmark.py writes them. A pretraining run's reconstructions are computed here,
     from RUN/mae and the run's stores; what has not been finished or evaluated yet is said to be missing.
     Raises FileNotFoundError when the folder holds no run.
     """
@@ -45,6 +50,7 @@ def write_report(run: str | os.PathLike[str], beside: Sequence[str | os.PathLike
 
         recipe = recipes.load(path, FinetuneRecipe)
         own = finetuned.results(folder, recipe, rows, [Path(other) for other in beside])
+        own |= exports.shown(folder, benchmark)
         facts = finetuned.facts(recipe, starts[-1])
     else:
         recipe = recipes.load(path, PretrainRecipe)

@@ -21,8 +21,9 @@ from ddscale.cli import app
 from ddscale.diffusion.finetuning import Finetuning
 from ddscale.diffusion.generate import GenerateSettings
 from ddscale.diffusion.settings import FinetuneRecipe
+from ddscale.evaluation.drawing import RuntimeSettings
 from ddscale.evaluation.generation import generate_from
-from ddscale.evaluation.pictures import PictureEvaluation, evaluate_run, load_run
+from ddscale.evaluation.pictures import PictureEvaluation, evaluate_run, load_run, read_exported_results
 from ddscale.evaluation.trials import Trials
 from ddscale.metrics.leakage import LeakageError
 from ddscale.reporting.report import write_report
@@ -245,33 +246,103 @@ def test_the_report_shows_pictures_controls_and_the_other_runs(evaluated, run, t
     assert "Not evaluated yet" in write_report(other).read_text()
 
 
-def test_the_exported_runtime_draws_the_same_pictures_from_a_stores_microvolts(run, parts, tmp_path):
+@pytest.fixture(scope="module")
+def exported(run, parts, tmp_path_factory) -> Path:
     from ddscale.deploy.exporting import export
     from ddscale.deploy.recipe import ExportRecipe
-    from ddscale.evaluation.generation import RuntimeDiffersError
 
+    out = tmp_path_factory.mktemp("exported") / "export"
     recipe = {
         "source": str(run),
-        "out": str(tmp_path / "export"),
+        "out": str(out),
         "eeg": {"channels": CHANNELS - 2},
+        "tiny_decoder": str(parts / "sd" / "tiny"),
         "precisions": ["fp32"],
         "schedules": [{"name": "dpmsolver++", "steps": 2}],
     }
-    export(ExportRecipe.model_validate(recipe))
+    return export(ExportRecipe.model_validate(recipe))[0]
+
+
+def _other_run(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    pipeline, _ = load_run(folder)
+    with torch.no_grad():
+        bias = pipeline.conditioner.projector.width.bias
+        bias.add_(3.0 * torch.randn_like(bias))
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder
+
+
+def test_the_exported_runtime_draws_the_same_pictures_from_a_stores_microvolts(
+    run, parts, exported, tmp_path
+):
+    from ddscale.evaluation.generation import RuntimeDiffersError
+
     settings = GenerateSettings(**FAST, samples=2)
-    exported = tmp_path / "export" / "fp32"
     arguments = (run, parts / "store", "test", 3, tmp_path / "out", None, settings)
     written, compared = generate_from(*arguments, exported=exported)
     assert written == compared["pictures"] == 6
     assert compared["largest_pixel_difference"] <= 1
     # Another generator's graphs are noticed.
-    other = tmp_path / "other"
-    shutil.copytree(run, other)
-    pipeline, _ = load_run(other)
-    with torch.no_grad():
-        pipeline.conditioner.projector.width.bias.add_(
-            3.0 * torch.randn_like(pipeline.conditioner.projector.width.bias)
-        )
-    pipeline.save_pretrained(other / "pipeline")
+    other = _other_run(run, tmp_path / "other")
     with pytest.raises(RuntimeDiffersError, match="Export the run again"):
         generate_from(other, *arguments[1:], exported=exported)
+
+
+def test_what_an_export_draws_is_judged_as_what_the_run_draws(evaluated, run, exported, tmp_path):
+    settings = PictureEvaluation(generation=GenerateSettings(**FAST, samples=2))
+    found = evaluate_run(run, None, settings, exported=exported)
+    assert list(found["conditions"]) == ["eeg", "shuffled_eeg"]
+    assert "EEG and nothing else" in found["skipped_conditions"]["label_only"]
+    for given, condition in found["conditions"].items():
+        own = evaluated["conditions"][given]
+        assert condition["class_accuracy"] == own["class_accuracy"]
+        for metric in ("ssim", "psnr"):
+            values = [of["metrics"][metric]["estimate"]["value"] for of in (condition, own)]
+            assert values[0] == pytest.approx(values[1], rel=1e-3)
+    # The evaluation of the run itself is not overwritten.
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == evaluated
+
+    tiny = settings.model_copy(
+        update={"runtime": RuntimeSettings(decoder="tiny"), "controls": ["shuffled_eeg"]}
+    )
+    by_tiny = evaluate_run(run, None, tiny, exported=exported)
+    assert by_tiny["exported"]["decoder"] == "tiny"
+    assert by_tiny["conditions"]["eeg"]["metrics"]["ssim"] != found["conditions"]["eeg"]["metrics"]["ssim"]
+    assert read_exported_results(run) == [found, by_tiny]
+
+    missing = settings.model_copy(update={"generation": GenerateSettings(steps=9)})
+    with pytest.raises(ValueError, match=r"dpmsolver\+\+.*2"):
+        evaluate_run(run, None, missing, exported=exported)
+    with pytest.raises(ValueError, match=r"export this run \(python export/to_onnx.py"):
+        evaluate_run(_other_run(run, tmp_path / "other"), None, settings, exported=exported)
+
+
+def test_the_report_shows_what_exports_draw_and_how_fast(evaluated, run, exported, tmp_path):
+    from ddscale.deploy.benchmark.measuring import Result, Row
+
+    settings = PictureEvaluation(
+        generation=GenerateSettings(**FAST), runtime=RuntimeSettings(decoder="tiny"), controls=[]
+    )
+    evaluate_run(run, None, settings, exported=exported)
+    times = {"pictures": 1, "quartiles_ms": (3.0, 5.0), "rounds": 3}
+    measured = Result("demo/export", {"gpu": None, "cpu": "a processor", "threads": 2}, {})
+    measured.rows = [
+        Row(stage="unet", engine="torch eager", median_ms=4.0, to_eager=1.0, **times),
+        Row(stage="unet", engine="cpu fp32", median_ms=3.0, to_eager=0.75, **times),
+    ]
+    measured.left_out = {"cuda fp32": "no GPU"}
+    measured.save(tmp_path / "benchmark.json")
+    assert Result.load(tmp_path / "benchmark.json") == measured
+    page = write_report(run, benchmark=tmp_path / "benchmark.json").read_text()
+    for shown in (
+        "a processor, 2 threads",
+        "0.75x",
+        "left out: cuda fp32: no GPU",
+        "<td>tiny</td>",
+        "<td>cpu, fp32</td>",
+    ):
+        assert shown in page
+    (tmp_path / "benchmark.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="is not a benchmark's JSON"):
+        write_report(run, benchmark=tmp_path / "benchmark.json")

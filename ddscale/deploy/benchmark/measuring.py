@@ -98,6 +98,18 @@ class Result:
         best = min(pictures, key=lambda row: row.median_ms)
         return best, original[0].median_ms / best.median_ms
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Read what `save` wrote. Raises FileNotFoundError without a file, ValueError for another kind of file."""
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = [Row(**{**row, "quartiles_ms": tuple(row["quartiles_ms"])}) for row in tree.pop("rows")]
+            return cls(rows=rows, **tree)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a benchmark's JSON ({error!r}): give the file that export/benchmark.py wrote."
+            ) from None
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON."""
         Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")

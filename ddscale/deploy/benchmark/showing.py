@@ -4,36 +4,51 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import IO
 
 from rich.table import Table
 
 from ddscale.deploy.benchmark.measuring import ORIGINAL, Result, Row
 
+COLUMNS = ("what", "pictures", "engine", "median", "quartiles", "pictures/s", "to eager")
+
+
+def title(result: Result) -> str:
+    """What was measured, where."""
+    machine = result.machine
+    return f"{result.folder} on {machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+
+
+def as_rows(result: Result) -> list[tuple[str, ...]]:
+    """COLUMNS of each thing on each engine, the same things together."""
+    rows: list[tuple[str, ...]] = []
+    for row in result.rows:
+        low, high = row.quartiles_ms
+        rows.append(
+            (
+                _what(row),
+                str(row.pictures),
+                row.engine,
+                _time(row.median_ms),
+                f"{_time(low)} - {_time(high)}",
+                f"{1000 * row.pictures / row.median_ms:.3g}",
+                "" if row.to_eager is None else f"{row.to_eager:.2f}x",
+            )
+        )
+    return rows
+
 
 def as_table(result: Result) -> Table:
-    """One line for each thing on each engine, the same things together."""
-    machine = result.machine
-    table = Table(
-        title=f"{result.folder} on {machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
-    )
-    for name in ("what", "pictures", "engine", "median", "quartiles", "pictures/s", "to eager"):
+    """The same for a terminal."""
+    table = Table(title=title(result))
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name in ("what", "engine") else "right", no_wrap=True)
-    previous = ""
-    for row in result.rows:
-        what = _what(row)
-        if f"{what}{row.pictures}" != previous:
+    previous: tuple[str, ...] = ()
+    for row in as_rows(result):
+        if row[:2] != previous:
             table.add_section()
-        previous = f"{what}{row.pictures}"
-        low, high = row.quartiles_ms
-        table.add_row(
-            what,
-            str(row.pictures),
-            row.engine,
-            _time(row.median_ms),
-            f"{_time(low)} - {_time(high)}",
-            f"{1000 * row.pictures / row.median_ms:.3g}",
-            "" if row.to_eager is None else f"{row.to_eager:.2f}x",
-        )
+        previous = row[:2]
+        table.add_row(*row)
     return table
 
 
@@ -49,8 +64,8 @@ def conclusions(result: Result) -> list[str]:
     return lines
 
 
-def plot(result: Result, path: str | os.PathLike[str]) -> None:
-    """Bars of every stage and every kind of picture at the smallest batch, times PyTorch eager; less is better."""
+def plot(result: Result, target: str | os.PathLike[str] | IO[bytes]) -> None:
+    """A PNG: bars of each stage and kind of picture at the smallest batch, times PyTorch eager; less is better."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,7 +90,7 @@ def plot(result: Result, path: str | os.PathLike[str]) -> None:
     axes.set_xlabel(f"time, PyTorch eager = 1 ({smallest} picture{'s' if smallest > 1 else ''} at once)")
     axes.margins(x=0.12)
     figure.legend(loc="outside lower center", ncols=min(4, len(engines)), fontsize=8)
-    figure.savefig(path, dpi=130)
+    figure.savefig(target, dpi=130, format="png")
 
 
 def _what(row: Row) -> str:
