@@ -37,7 +37,7 @@ def main() -> None:
         return
     for one in replay_golden(folder, "tensorrt"):
         print(f"{one.graph}/{one.output}: {one.error:.2g} from golden, limit {one.tolerance:.2g}")
-    for latency in measure_latency(folder, "tensorrt", (1,)):
+    for latency in measure_latency(folder, "tensorrt"):
         print(f"{latency.graph}, batch of {latency.batch}: {latency.median_ms:.2f} ms")
 
 

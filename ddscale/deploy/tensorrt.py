@@ -7,6 +7,7 @@ project's own tests, which have no GPU.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -26,6 +27,7 @@ from ddscale.deploy.engines import (
     sm_named,
 )
 from ddscale.deploy.manifest import GraphInfo, Manifest, sha256_of
+from ddscale.deploy.runtime.tensorrt_engines import compute_capability, optional
 
 _TIMING_CACHE = "timing.cache"
 Batches = tuple[int, int, int]
@@ -216,10 +218,15 @@ def library(flavour: Flavour) -> Library:
 
 
 def gpu_here() -> str | None:
-    """Compute capability of this machine's first GPU, such as sm89; None without one."""
-    import torch
+    """Compute capability of this machine's first GPU, such as sm89; None when none can be seen.
 
-    if not torch.cuda.is_available():
+    CUDA's own module is asked first: where engines are run there may be no PyTorch, or one for the CPU alone.
+    """
+    if (cuda := optional("cuda.bindings.runtime")) is not None:
+        with contextlib.suppress(RuntimeError):
+            return compute_capability(cuda)
+    torch = optional("torch")
+    if torch is None or not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
     return f"sm{major}{minor}"
