@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ddscale import recipes
@@ -15,6 +17,12 @@ from ddscale.training.settings import TrainingSettings
 from ddscale.training.telemetry import headline
 
 R = TypeVar("R", bound=TrainingSettings)
+
+FINISHED_FILE = "DDSCALE_FINISHED_FILE"
+"""Environment variable that names a file to make when all steps are done and the results are written.
+
+For a scheduler: an exit code of 0 does not tell this from a run that was stopped with a checkpoint.
+"""
 
 
 def launch(
@@ -42,4 +50,6 @@ def launch(
         stopped_by = train(recipe, ranks, display)
         if stopped_by:
             display.say(f"stopped by {stopped_by}, with a checkpoint; the same command continues")
+        elif finished := os.environ.get(FINISHED_FILE):
+            Path(finished).touch()
         display.say(f"run: {recipe.run}")
