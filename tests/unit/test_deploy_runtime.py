@@ -460,7 +460,7 @@ def test_engines_of_other_weights(folder, on_an_ada_gpu):
 def test_no_gpu_or_no_tensorrt(folder, monkeypatch):
     from ddscale.deploy.runtime import tensorrt_engines
 
-    if tensorrt_engines._optional("cuda.bindings.runtime") is not None:
+    if tensorrt_engines.optional("cuda.bindings.runtime") is not None:
         pytest.skip("cuda-python is here, and maybe a GPU")
     for package in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, package, None)
