@@ -15,6 +15,7 @@ import torch
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from torch import Tensor
+from torch.nn import functional
 
 from ddscale.deploy.graphs import Part
 from ddscale.deploy.manifest import GraphInfo, Precision, TensorInfo, sha256_of
@@ -29,7 +30,7 @@ def write_graph(part: Part, path: Path, example: Mapping[str, Tensor], half: boo
     Raises ValueError when any dimension but the batch is dynamic, or the batch is not.
     """
     batch = torch.export.Dim(BATCH, min=1, max=63)
-    with _quiet(), torch.no_grad():
+    with _quiet(), _torchs_own_linear(), torch.no_grad():
         program = torch.onnx.export(
             part.module,
             tuple(example[name] for name in part.inputs),
@@ -139,6 +140,18 @@ def _digest(array: np.ndarray) -> bytes:
     digest = hashlib.blake2b(repr((array.shape, str(array.dtype))).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
+
+
+@contextlib.contextmanager
+def _torchs_own_linear() -> Iterator[None]:
+    """The same graph whatever this process did before: DeepSpeed's ZeRO 3 puts a `linear` of its own into PyTorch,
+    leaves it there for good, and it would be written as a product with turned weights under other names."""
+    before = functional.linear
+    functional.linear = torch._C._nn.linear
+    try:
+        yield
+    finally:
+        functional.linear = before
 
 
 @contextlib.contextmanager

@@ -138,6 +138,23 @@ def test_rows_that_depend_on_their_batch_are_found(tmp_path, leak):
     assert (info.opset, info.inputs[0].shape, info.outputs[0].dtype) == (20, ("batch", 5), "float32")
 
 
+def test_graphs_are_the_same_after_training_with_zero_3(tmp_path, monkeypatch):
+    """Which leaves DeepSpeed's `linear` in the place of PyTorch's, for good."""
+    left = pytest.importorskip("deepspeed.runtime.zero.linear").zero3_linear_wrap
+    part = _part(_Mixing(0.0))
+    example = part.draw(3, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+    graphs = []
+    for name in ("fresh", "trained"):
+        path = tmp_path / name / "eeg_encoder.onnx"
+        path.parent.mkdir()
+        write_graph(part, path, example, half=False)
+        graphs.append(onnx.load(path).SerializeToString())
+        monkeypatch.setattr(torch.nn.functional, "linear", left)
+    assert graphs[0] == graphs[1]
+    assert torch.nn.functional.linear is left, "training in this process may go on"
+
+
 def test_a_weight_that_was_turned_is_named_as_such(tmp_path):
     class Turned(nn.Module):
         def __init__(self):
