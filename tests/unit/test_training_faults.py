@@ -88,8 +88,7 @@ assert signal.getsignal(number) is before
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_is_noted_and_the_previous_handling_comes_back(name):
-    # In a process of its own: after the tests that run OpenVINO, a signal to this one ended it by a segmentation
-    # fault. Why is not known; OpenVINO by itself takes signals well.
+    # In a process of its own: libraries of other tests set stacks for handlers in theirs, see openvino_graphs.py.
     subprocess.run([sys.executable, "-c", _SIGNALLED, name], check=True, timeout=120)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class OpenVINOGraph:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._model = _core(openvino).compile_model(str(path), "CPU", settings)
         except Exception as error:
             # OpenVINO raises RuntimeError and its own kinds, with a trace over many lines.
             reason = " ".join(str(error).split())[:300]
@@ -52,6 +53,16 @@ class OpenVINOGraph:
 
     def holding(self, constants: Arrays) -> Runner:
         return lambda inputs: self.run({**constants, **inputs})
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    """One for the process, and never given back.
+
+    Each that compiles for the CPU sets a stack for signal handlers, and when it goes puts back the one before, even
+    if that went first: then the next signal that Python handles, a Ctrl-C or SIGTERM, is a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def _names(ports: Any, stated: set[str]) -> set[str]:

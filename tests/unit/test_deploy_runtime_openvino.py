@@ -1,0 +1,38 @@
+"""OpenVINO beside what else a process does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from deployed import tiny_folder
+
+_SIGNALLED = """
+import gc, os, signal, sys
+from deployed import eeg
+from ddscale.deploy.runtime import EEGToImage
+
+for _ in range(2):
+    EEGToImage.load(sys.argv[1], "openvino").generate(eeg(1))
+    gc.collect()
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+os.kill(os.getpid(), signal.SIGTERM)
+assert heard == [signal.SIGTERM]
+print("still here")
+"""
+
+
+def test_signals_are_handled_after_a_model_was_let_go(tmp_path):
+    """In a process of its own, which the failure ends by a segmentation fault."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALLED, str(tiny_folder(tmp_path / "fp32"))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
