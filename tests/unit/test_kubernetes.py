@@ -1,4 +1,4 @@
-"""Training on Kubernetes: run.sh really run, two nodes as two processes, and train.yaml against what the API asks for."""
+"""Training on Kubernetes: run.sh really run, two nodes as two processes, and train.yaml as the API wants it."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_wrong_arguments_are_told_and_are_not_tried_again(tmp_path, arguments):
 
 @pytest.fixture(scope="module")
 def service():
-    return list(yaml.safe_load_all(TEMPLATE.read_text()))[0]
+    return next(yaml.safe_load_all(TEMPLATE.read_text()))
 
 
 @pytest.fixture(scope="module")
