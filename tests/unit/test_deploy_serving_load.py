@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -64,9 +65,9 @@ class Server:
     def memory(self):
         return psutil.Process(self.process.pid).memory_info().rss
 
-    def stop(self):
+    def stop(self, number=signal.SIGTERM):
         """Ask it to stop; returns the rest of what it said."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         try:
             return self.process.communicate(timeout=120)[1]
         finally:
@@ -197,8 +198,26 @@ def test_garbage_over_real_connections_does_not_end_it(server):
     assert server.counts()["ddscale_queue_taken"] == 0
 
 
-def test_it_stops_when_told(folder):
-    assert "Application shutdown complete" in Server(folder).stop()
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_well_when_told_and_answers_what_it_has_begun(folder, provider, number):
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    server = Server(folder, "--provider", provider, "--max-pictures", "64")
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            url, body = f"{server.url}/generate?steps=1000", body_of(64)
+            asked = thread.submit(httpx.post, url, content=body, timeout=120)
+            while not server.counts()["ddscale_queue_taken"]:
+                time.sleep(0.01)
+            assert not asked.done()
+            said = server.stop(number)
+            answer = asked.result()
+    finally:
+        server.process.kill()
+    assert (answer.status_code, server.process.returncode) == (200, 0)
+    assert "Application shutdown complete" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("made", ["nothing", "damaged"])

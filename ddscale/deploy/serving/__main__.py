@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from types import FrameType
 
 from ddscale.deploy.manifest import Manifest
 from ddscale.deploy.runtime.graphs import PROVIDERS
@@ -81,6 +83,14 @@ def _serve(arguments: argparse.Namespace) -> int:
             access_log=False,
         )
     )
+
+    def told_to_stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    # uvicorn answers what is under way, and then raises the signal again for the handler that it found: the system's
+    # would end the process as if it had been killed, exit code 143.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, told_to_stop)
     server.run()
     if failures:
         raise ValueError(str(failures[0]))
