@@ -93,7 +93,7 @@ while kill -0 "$launcher" 2>/dev/null; do
         kill -KILL -- "-$launcher" 2>/dev/null || true
         exit $to_be_continued
     fi
-    sleep 2
+    sleep 1
 done
 status=0
 wait "$launcher" || status=$?

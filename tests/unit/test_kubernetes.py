@@ -235,7 +235,7 @@ def test_wrong_arguments_are_told_and_are_not_tried_again(tmp_path, arguments):
         text=True,
     )
     assert done.returncode == CALLED_WRONGLY
-    assert re.search("usage: .*pretrain|finetune|no recipe nowhere.yaml", done.stderr)
+    assert re.search(r"usage: .* pretrain\|finetune RECIPE|no recipe nowhere.yaml", done.stderr)
 
 
 # train.yaml
