@@ -92,6 +92,8 @@ class Store:
         self._columns: dict[str, np.ndarray] = {}
         self._names: dict[str, list[str]] = {}
         self._lock = threading.RLock()
+        # A bad record comes again in every epoch, and its name costs the reading of its whole group of rows.
+        self._keys = functools.lru_cache(maxsize=1024)(functools.partial(_key, path / layout.RECORDS))
         zarr = self.content.backend == "zarr"
         self._files = ShardFiles(self._shard_index if zarr else None)
         self._read = self._read_zarr if zarr else self._read_tar
@@ -185,6 +187,13 @@ class Store:
             self.path / layout.RECORDS, tables.RECORDS, None if columns is None else list(columns)
         )
 
+    def key(self, row: int) -> str:
+        """Name of one record; "row 17" while the index itself cannot be read."""
+        try:
+            return self._keys(row)
+        except OSError:
+            return f"row {row}"
+
     def channels_of(self, row: int) -> list[MontageChannel]:
         """The channels of one record, in the order of its columns."""
         montage = self.montages[self._name("montage", row)]
@@ -274,10 +283,9 @@ class Store:
 
     def _fault(self, row: int, error: Exception) -> OSError:
         shard = self.path / self._name("shard", row)
-        key = tables.cell(self.path / layout.RECORDS, "key", row)
         cause = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
         return OSError(
-            f"Cannot read record {key} from shard {shard}: {cause}. `ddscale verify {self.path}` lists all that is "
+            f"Cannot read record {self.key(row)} from shard {shard}: {cause}. `ddscale verify {self.path}` lists all that is "
             "damaged; copy those shards again, or ingest into a new folder."
         )
 
@@ -300,6 +308,10 @@ class Store:
     def close(self) -> None:
         """Close the shard files; they open again when needed."""
         self._files.close()
+
+
+def _key(index: Path, row: int) -> str:
+    return str(tables.cell(index, "key", row))
 
 
 def _contents(manifest: Manifest) -> str:

@@ -5,7 +5,6 @@ B windows of a micro-batch, T samples of a window, C channels of a recording.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -166,8 +165,6 @@ class Collator:
         self._window_samples = window_samples
         self._image_rows = image_rows
         self._short_trials = short_trials
-        # Looking up a name reads the store's whole list of them, and a bad record comes again in every epoch.
-        self._key = functools.lru_cache(maxsize=1024)(self._look_up_key)
 
     def __call__(self, number: int, slot: Slot) -> tuple[HostBatch, list[Fault]]:
         """Fill the slot with micro-batch `number`; also says which windows could not be read."""
@@ -214,13 +211,13 @@ class Collator:
                     Fault(
                         int(positions[sample]),
                         self._datasets[datasets[sample]],
-                        self._key(store, row),
+                        self._stores[store].key(row),
                         str(error),
                     )
                 )
             except Exception as error:
                 error.add_note(
-                    f"while reading samples {start} to {start + length} of record {self._key(store, row)}"
+                    f"while reading samples {start} to {start + length} of record {self._stores[store].key(row)}"
                 )
                 raise
         for sample in np.flatnonzero(~real).tolist():
@@ -249,6 +246,3 @@ class Collator:
             here = at.store == store
             found[here] = rows[at.row[here]]
         return found
-
-    def _look_up_key(self, store: int, row: int) -> str:
-        return str(self._stores[store].table(["key"])["key"][row].as_py())

@@ -181,7 +181,7 @@ class WindowIndex:
             )
         at = next(i for i, samples in enumerate(lengths) if samples.max(initial=0) == longest)
         row = int(lengths[at].argmax())
-        key = self._stores[at].table(["key"])["key"][row].as_py()
+        key = self._stores[at].key(row)
         return (
             f"No record of split {self.split!r} in {names} is as long as a window ({self.window_samples} samples, "
             f"{self.window_samples / self.sfreq:g} s): the longest, {key}, has {longest} ({longest / self.sfreq:g} s). "

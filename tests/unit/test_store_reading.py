@@ -268,3 +268,19 @@ def test_a_descriptor_in_use_outlives_its_dismissal(tmp_path):
         assert os.pread(descriptor, 2, 0) == b"aa"
     with pytest.raises(OSError):
         os.pread(descriptor, 2, 0)
+
+
+def test_one_name_is_looked_up_without_reading_them_all(path, monkeypatch):
+    store = open_store(path)
+    expected = store.table(["key"])["key"].to_pylist()
+    monkeypatch.setattr(store, "table", None)
+    assert [store.key(row) for row in range(len(store))] == expected
+
+
+def test_a_record_is_told_by_its_row_while_the_index_cannot_be_read(path, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(path, broken)
+    store = open_store(broken)
+    store.read(0, 0, 5)
+    (broken / "records.parquet").unlink()
+    assert store.key(3) == "row 3"

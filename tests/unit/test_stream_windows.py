@@ -6,7 +6,6 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from ddscale.store.identity import SPLITS
@@ -32,8 +31,8 @@ class Columns:
         for key, value in changed.items():
             setattr(self, key, value)
 
-    def table(self, columns):
-        return pa.table({"key": pa.array([f"{row[0]}-r{i}-000000" for i, row in enumerate(self.rows)])})
+    def key(self, row):
+        return f"{self.rows[row][0]}-r{row}-000000"
 
     def rows_matching(self, names):
         return np.array(
