@@ -23,6 +23,7 @@ from ddscale.store.describing import dataset_entry, totals
 from ddscale.store.leakage import blocked_rows
 from ddscale.store.manifest import Blocklist, Manifest, Montage, Splitting, StoreFormat, read_manifest
 from ddscale.store.staging import RejectedStretch, StagedRecording
+from ddscale.store.taking import taken
 
 UNLISTED = "not_a_recording"
 """Reason in rejected.parquet of files that never became recordings; each run lists them afresh."""
@@ -134,7 +135,7 @@ def _merged(
     order = [name for name in ("dataset", "recording", "start_s", "channel") if name in schema.names]
     plain = [merged[name].cast(pa.float64() if name == "start_s" else pa.string()) for name in order]
     keys = [(name, "ascending") for name in order]
-    return merged.take(pc.sort_indices(pa.table(plain, names=order), sort_keys=keys))
+    return taken(merged, pc.sort_indices(pa.table(plain, names=order), sort_keys=keys).to_numpy())
 
 
 def _full_names(rows: pa.Table) -> pa.ChunkedArray:
@@ -208,7 +209,7 @@ def _records(store: Path, old: Manifest | None, terms: Terms) -> pa.Table:
     shard_codes, shards = tables.coded(merged["shard"])
     rank = np.empty(max(len(shards), 1), np.int64)
     rank[sorted(range(len(shards)), key=lambda code: _shard_place(shards[code]))] = np.arange(len(shards))
-    return merged.take(np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
+    return taken(merged, np.lexsort((merged["offset"].to_numpy(), rank[shard_codes])))
 
 
 def _shard_place(shard: str) -> tuple[str, int]:
