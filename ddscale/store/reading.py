@@ -275,9 +275,16 @@ class Store:
             of_record = index[place * chunks : (place + 1) * chunks]
             zarr_shards.decode_into(descriptor, of_record, self.content.chunk_samples, start, stop, out_TC)
 
+    @functools.cached_property
+    def _first_of_shard(self) -> np.ndarray:
+        """(shards,) int64: the first row of each shard, by its position in `shard_names`."""
+        starts = np.flatnonzero(np.diff(self.shard, prepend=-1))
+        first = np.empty(len(starts), np.int64)
+        first[self.shard[starts]] = starts
+        return first
+
     def _shard_index(self, code: int, descriptor: int) -> np.ndarray:
-        first = int(np.argmax(self.shard == code))
-        rows = self.content.rows_per_shard(int(self.channels[first]))
+        rows = self.content.rows_per_shard(int(self.channels[self._first_of_shard[code]]))
         chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
         return zarr_shards.read_shard_index(descriptor, rows * chunks)
 
