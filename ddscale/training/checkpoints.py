@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddscale.training.ranks import Ranks
+from ddscale.training.ranks import AgreedError, Ranks
+from ddscale.training.saving import noting_failures
+from ddscale.training.tolerance import warn
 
 SEAL = "seal.json"
 LATEST = "latest"
@@ -27,6 +29,14 @@ TEMPORARY = ".unpublished-"
 NATIVE = ".native"
 """Ending of what a checkpoint was before it was converted for another number of ranks; kept as long as that is."""
 _CHUNK = 1 << 22
+
+
+class SaveError(AgreedError):
+    """A checkpoint that could not be written this time; every rank knows of it."""
+
+
+class IncompleteError(AgreedError):
+    """A checkpoint that will never be whole the way this run is set up."""
 
 
 @dataclass(frozen=True)
@@ -55,37 +65,49 @@ class Checkpoints:
     ) -> Path:
         """Write and publish the engine's state. Every rank calls it; when it returns the checkpoint is whole.
 
-        on_written: called when all files are written and nothing is published yet.
-        Raises AgreedError when a rank could not write its part; what was published before is untouched.
+        on_written: called when this rank's files are written and nothing is published yet; its OSError counts as one of
+        the write. Raises SaveError on every rank when one could not write its part: what was published before is
+        untouched, what was written is removed, and the run may go on. AgreedError when saving can never work.
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"{TEMPORARY}{final.name}"
-        with self.ranks.agreeing():
-            if self.ranks.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.remove_leftovers()
         try:
-            engine.save_checkpoint(
-                str(self.folder), tag=temporary.name, client_state=_for_conversion(), save_latest=False
-            )
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error):
-                raise
-            raise OSError(
-                f"checkpoint {final} could not be written; {_free(self.folder)}. Free some space and start again: the "
-                "run continues from the checkpoint before."
-            ) from error
-        self.ranks.barrier()
-        on_written()
-        self.seal(temporary, state)
-        with self.ranks.agreeing():
+            with self.ranks.agreeing():
+                if self.ranks.is_main:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self.remove_leftovers()
+            with noting_failures(engine) as failures:
+                engine.save_checkpoint(
+                    str(self.folder), tag=temporary.name, client_state=_for_conversion(), save_latest=False
+                )
+            with failures.noted(str(temporary)):
+                on_written()
+            with self.ranks.agreeing():
+                if failures.first is not None:
+                    raise failures.first
+            self.seal(temporary, state)
+            with self.ranks.agreeing():
+                if self.ranks.is_main:
+                    self._publish(temporary, final)
+        except IncompleteError:
+            raise
+        except AgreedError as error:
             if self.ranks.is_main:
-                self._publish(temporary, final)
+                self._unpublish(final)
+            raise SaveError(
+                f"checkpoint {final} could not be written ({error}); {_free(self.folder)}. Free some space there, or "
+                "mend its file system."
+            ) from error
         return final
 
     def seal(self, folder: Path, state: dict[str, Any]) -> None:
         """Hash and flush all files of `folder`, shared out over the ranks, and write its seal."""
-        names = self.ranks.from_main(_files_in(folder) if self.ranks.is_main else None)
+        names: list[str] = []
+        with self.ranks.agreeing():
+            if self.ranks.is_main:
+                names = _files_in(folder)
+        names = self.ranks.from_main(names)
+        _check_complete(names, state)
         mine: dict[str, dict[str, Any]] = {}
         with self.ranks.agreeing():
             for name in names[self.ranks.rank :: self.ranks.world_size]:
@@ -94,8 +116,14 @@ class Checkpoints:
         with self.ranks.agreeing():
             if self.ranks.is_main:
                 files = {name: part[name] for part in parts for name in sorted(part)}
-                _check_complete(files, state)
                 _write_atomically(folder / SEAL, _sealed({"files": files, "state": state}))
+
+    def newest_published(self) -> Path | None:
+        """The newest checkpoint there is, not looked into; None without one, or when the folder cannot be read."""
+        try:
+            return max((self.folder / name for name in _published(self.folder)), default=None)
+        except OSError:
+            return None
 
     def newest_intact(self) -> tuple[Checkpoint | None, list[str]]:
         """The checkpoint to continue from, and what is wrong with those that had to be passed over.
@@ -154,6 +182,16 @@ class Checkpoints:
         for name in sorted(_published(self.folder))[: -self.keep]:
             self._discard(name)
 
+    def _unpublish(self, final: Path) -> None:
+        """Remove what a save that failed has left, in whichever state it is."""
+        pointer = self.folder / LATEST
+        try:
+            if not pointer.is_file() or pointer.read_text(encoding="utf-8") != final.name:
+                self._discard(final.name)
+            self.remove_leftovers()
+        except OSError as error:
+            warn(f"could not remove what is left of {final}: {error}; the next save tries again")
+
     def _discard(self, name: str) -> None:
         """Remove a published checkpoint; renamed first, so that half of one can never be taken for a whole."""
         for part in (name, f"{name}{NATIVE}"):
@@ -164,7 +202,7 @@ class Checkpoints:
                     shutil.rmtree(doomed)
             except OSError as error:
                 # A file system that will not delete must not stop a run; the next save tries again.
-                print(f"warning: could not remove old checkpoint {part}: {error}", flush=True)
+                warn(f"could not remove old checkpoint {part}: {error}")
 
     def remove_leftovers(self) -> None:
         """Remove what a crash left half-written; for the one rank that writes here."""
@@ -181,7 +219,10 @@ def _for_conversion() -> dict[str, Any]:
 
 
 def _free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
+    except OSError:
+        return "that folder cannot be reached"
 
 
 def _published(folder: Path) -> list[str]:
@@ -194,11 +235,11 @@ def _files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def _check_complete(files: dict[str, Any], state: dict[str, Any]) -> None:
-    """Raise OSError when ranks wrote where this one cannot see."""
-    shards = sum(name.endswith("_optim_states.pt") for name in files)
+def _check_complete(names: list[str], state: dict[str, Any]) -> None:
+    """Raise IncompleteError when ranks wrote where rank 0 cannot see; the same on every rank."""
+    shards = sum(name.endswith("_optim_states.pt") for name in names)
     if state["zero_stage"] and not state["universal"] and shards != state["world_size"]:
-        raise OSError(
+        raise IncompleteError(
             f"{shards} of {state['world_size']} ranks' optimiser files arrived in the run folder: on several nodes "
             "`run:` must be on a file system that all of them share."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,23 +16,28 @@ import torch
 
 from ddscale.stream.loader import Loader
 from ddscale.training.ranks import AgreedError
+from ddscale.training.tolerance import Tolerated, append_line
 
 INJECTION_VARIABLE = "DDSCALE_INJECT"
 _FAULT = re.compile(r"(?P<kind>[a-z-]+)@rank=(?P<rank>\d+),step=(?P<first>\d+)(?:-(?P<last>\d+))?")
-_KINDS = ("nan", "kill", "terminate", "kill-in-checkpoint")
+_KINDS = ("nan", "kill", "terminate", "kill-in-checkpoint", "fail-in-checkpoint")
 
 
 class FaultLog:
-    """faults.jsonl of a run: one line per event, written by rank 0, never shortened."""
+    """faults.jsonl of a run: one line per event, written by rank 0, never shortened.
+
+    An event that cannot be written is left out, with a warning the first time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._tolerated = Tolerated()
 
     def write(self, kind: str, step: int, **details: Any) -> None:
         """Append one event."""
         event = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "kind": kind, **details}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        with self._tolerated(str(self.path)):
+            append_line(self.path, json.dumps(event))
 
 
 class SkippedSteps:
@@ -61,7 +67,7 @@ class Injection:
 
     `nan@rank=1,step=5-7` makes rank 1's loss NaN at steps 5 to 7 (the first step is 1); `kill` ends the process
     as kill -9 does, `terminate` sends it SIGTERM, `kill-in-checkpoint` kills it while that step's checkpoint is
-    written. Several are joined by `;`.
+    written, `fail-in-checkpoint` makes its disk full then. Several are joined by `;`.
     """
 
     faults: tuple[tuple[str, int, int], ...]
@@ -95,6 +101,8 @@ class Injection:
         """Called when a checkpoint's files are written and not yet published."""
         if self._ordered("kill-in-checkpoint", step):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._ordered("fail-in-checkpoint", step):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _ordered(self, kind: str, step: int) -> bool:
         return any(kind == ordered and first <= step <= last for ordered, first, last in self.faults)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ddscale.training.checkpoints import Checkpoints
+from ddscale.training.checkpoints import Checkpoints, SaveError
 from ddscale.training.faults import FaultLog, Injection, SkippedSteps
 from ddscale.training.optimiser import set_learning_rate
 from ddscale.training.ranks import Ranks
@@ -24,6 +24,7 @@ from ddscale.training.schedules import learning_rate
 from ddscale.training.settings import TrainingSettings
 from ddscale.training.stopping import StopRequest
 from ddscale.training.throughput import Stopwatch
+from ddscale.training.tolerance import warn
 
 
 class Terms(NamedTuple):
@@ -148,7 +149,7 @@ def train(
             validating = settings.validation.every and (step % settings.validation.every == 0 or last)
             measured: dict[str, float] = {}
             if validating and not stopping:
-                with watch.paused():
+                with watch.paused("validation_s"):
                     engine.eval()
                     measured = task.validate(engine)
                     engine.train()
@@ -173,14 +174,25 @@ def train(
                             "skipped_steps": engine.skipped_steps,
                             f"loss_by_{task.label}": _means(task.names, parts),
                             **measured,
+                            # A checkpoint's are in the row after it, which has to be on disk before it is published.
+                            **watch.pauses(),
                         }
                     )
                 last_row = step
 
             if step % settings.checkpoint.every == 0 or last or stopping:
-                with watch.paused():
-                    state = {"step": step, "task": task.state(), **describe_run()}
-                    checkpoints.save(engine, step, state, lambda: injection.in_checkpoint(step))  # noqa: B023
+                state = {"step": step, "task": task.state(), **describe_run()}
+                try:
+                    with watch.paused("checkpoint_s"):
+                        checkpoints.save(engine, step, state, lambda: injection.in_checkpoint(step))  # noqa: B023
+                except SaveError as error:
+                    if last or stopping:
+                        raise SaveError(f"{error} Start again: {_continues(checkpoints)}.") from error
+                    if ranks.is_main:
+                        warn(
+                            f"{error} Training goes on, and saves again after {settings.checkpoint.every} steps."
+                        )
+                        fault_log.write("checkpoint", step, cause=str(error))
             if stopping and not last:
                 names = [name for name in ranks.gather(stop.reason) if name]
                 return names[0] if names else "another rank"
@@ -219,6 +231,13 @@ def spoil_gradient_unless_finite(loss: Tensor) -> Tensor:
     at every stage: the agreement to skip costs nothing. (An overflowed loss can have a finite gradient.)
     """
     return loss * (1.0 + 0.0 * loss.detach())
+
+
+def _continues(checkpoints: Checkpoints) -> str:
+    newest = checkpoints.newest_published()
+    return (
+        f"the run continues from {newest}" if newest else "there is no earlier checkpoint, so it begins anew"
+    )
 
 
 def _speed(

@@ -22,6 +22,7 @@ from ddscale.training.ranks import Ranks
 from ddscale.training.settings import TrainingSettings
 from ddscale.training.telemetry import Telemetry, finite, host, validation_line, write_provenance
 from ddscale.training.throughput import peak_flops
+from ddscale.training.tolerance import Tolerated
 
 
 @dataclass
@@ -95,13 +96,16 @@ def run(
                 write_provenance(folder, settings, facts, hosts)
                 telemetry = cleanup.enter_context(Telemetry(folder, settings, first_step))
 
+        tolerated = Tolerated()
+
         def write_row(row: dict[str, Any]) -> None:
             assert telemetry is not None
             row = finite(row)
             telemetry.write(row)
-            display.on_row(row)
-            if "val_loss" in row:
-                display.say(validation_line(row))
+            with tolerated("the run's log"):
+                display.on_row(row)
+                if "val_loss" in row:
+                    display.say(validation_line(row))
 
         stopped_by = train(
             engine, task, settings, ranks, checkpoints, FaultLog(folder / "faults.jsonl"), injection, write_row,

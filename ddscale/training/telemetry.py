@@ -21,6 +21,7 @@ from typing import Any
 
 from ddscale import recipes
 from ddscale.training.settings import TrainingSettings, Wandb
+from ddscale.training.tolerance import Tolerated, append_line
 
 _PACKAGES = ("ddscale", "torch", "deepspeed", "numpy", "grain", "zarr", "safetensors")
 
@@ -30,29 +31,35 @@ class Telemetry:
 
     def __init__(self, folder: Path, settings: TrainingSettings, resumed_step: int) -> None:
         """Opens the files of a run that continues after `resumed_step` (0: begins)."""
-        self.folder = folder
+        # Libraries that write for others fail in their own ways, so of those any failure is tolerated.
+        self._tolerated = Tolerated()
         self._rows = folder / "metrics.jsonl"
         truncate_rows(self._rows, resumed_step)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
-        )
+        self._events = folder / "tensorboard"
+        self._board = _open_board(self._events, purge_step=resumed_step + 1 if resumed_step else None)
         self._wandb = _start_wandb(settings.wandb, folder, settings) if settings.wandb else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one step's row. Numbers keep their full precision."""
-        with self._rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in _scalars(row):
-            self._board.add_scalar(name, value, row["step"])
+        """Add one step's row. Numbers keep their full precision. What cannot be written is told once, and left out."""
+        with self._tolerated(str(self._rows)):
+            append_line(self._rows, json.dumps(row))
+        with self._tolerated(str(self._events), Exception):
+            # A writer that has failed never writes again, so the next row tries with a new one.
+            board, self._board = self._board or _open_board(self._events, purge_step=None), None
+            for name, value in _scalars(row):
+                board.add_scalar(name, value, row["step"])
+            self._board = board
         if self._wandb is not None:
-            self._wandb.log(dict(_scalars(row)), step=row["step"])
+            with self._tolerated("Weights & Biases", Exception):
+                self._wandb.log(dict(_scalars(row)), step=row["step"])
 
     def close(self) -> None:
-        self._board.close()
+        if self._board is not None:
+            with self._tolerated(str(self._events), Exception):
+                self._board.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            with self._tolerated("Weights & Biases", Exception):
+                self._wandb.finish()
 
     def __enter__(self) -> Telemetry:
         return self
@@ -133,6 +140,12 @@ def validation_line(row: dict[str, Any]) -> str:
 def host() -> str:
     """This node's name."""
     return socket.gethostname()
+
+
+def _open_board(folder: Path, purge_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _scalars(row: dict[str, Any]) -> list[tuple[str, float]]:

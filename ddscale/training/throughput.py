@@ -32,6 +32,7 @@ class Stopwatch:
         self._began = time.perf_counter()
         self._paused = 0.0
         self._waited = 0.0
+        self._pauses: dict[str, float] = {}
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -40,10 +41,20 @@ class Stopwatch:
         self._waited += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self, by: str) -> Iterator[None]:
+        """Of the pauses for each purpose `pauses` knows the seconds until it is asked."""
         began = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._paused += seconds
+            self._pauses[by] = self._pauses.get(by, 0.0) + seconds
+
+    def pauses(self) -> dict[str, float]:
+        """Seconds of each purpose's pauses since this was asked last."""
+        pauses, self._pauses = self._pauses, {}
+        return pauses
 
     def lap(self) -> tuple[float, float]:
         """Seconds of stepping and of waiting since the last lap, and start the next."""

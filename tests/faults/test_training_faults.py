@@ -85,6 +85,39 @@ def test_a_crash_while_a_checkpoint_is_written_costs_that_checkpoint_alone(store
     assert curve(run) == curve(healthy)
 
 
+def test_a_disk_that_is_full_on_one_rank_costs_one_checkpoint_and_no_step(store, healthy, tmp_path):
+    run = tmp_path / "run"
+    recipe = tiny_recipe(store, run, zero_stage=2, checkpoint={"every": 4, "keep": 3})
+    done = launch(recipe, inject="fail-in-checkpoint@rank=1,step=4", launcher=True).succeeded()
+    assert curve(run) == curve(healthy)
+    warning = next(line for line in done.output.splitlines() if "warning: checkpoint" in line)
+    assert "step-00000004 could not be written (rank 1: [Errno 28] No space left on device)" in warning
+    assert "Free some space there" in warning
+    assert [(fault["kind"], fault["step"]) for fault in faults(run)] == [("checkpoint", 4)]
+    names = {path.name for path in (run / "checkpoints").iterdir() if path.is_dir()}
+    assert names == {"step-00000008", "step-00000012"}
+    took = {row["step"]: row["checkpoint_s"] for row in rows(run) if "checkpoint_s" in row}
+    assert set(took) == {5, 9}  # in the row after it
+    assert all(seconds > 0 for seconds in took.values())
+    assert [row["step"] for row in rows(run) if row.get("validation_s", 0) > 0] == [6, 12]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_run_with_path_and_remedy(
+    store, healthy, tmp_path
+):
+    run = tmp_path / "run"
+    recipe = tiny_recipe(store, run, zero_stage=2)
+    failed = launch(recipe, inject="fail-in-checkpoint@rank=0,step=12")
+    assert failed.code != 0
+    assert failed.output.count("error: ") == 1
+    assert f"checkpoint {run}/checkpoints/step-00000012 could not be written (rank 0: [Errno" in failed.output
+    assert f"Start again: the run continues from {run}/checkpoints/step-00000006." in failed.output
+    assert "Traceback" not in failed.output
+    assert not (run / "encoder").exists()
+    launch(recipe).succeeded()
+    assert curve(run) == curve(healthy)
+
+
 def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed_and_the_one_before_is_used(
     healthy, store, tmp_path
 ):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
 
 import pytest
 import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from ddscale.training.checkpoints import SEAL, Checkpoints
+from ddscale.training.checkpoints import SEAL, Checkpoints, SaveError
 from ddscale.training.ranks import AgreedError, Ranks
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -19,6 +22,10 @@ class FakeEngine:
 
     def __init__(self, content: bytes = b"weights") -> None:
         self.content = content
+        self.checkpoint_engine = TorchCheckpointEngine()
+
+    def _copy_recovery_script(self, path):
+        pass
 
     def save_checkpoint(self, folder, tag, client_state, save_latest):
         assert save_latest is False
@@ -164,15 +171,52 @@ def test_what_a_checkpoint_was_before_its_conversion_goes_with_it(checkpoints):
     assert names(checkpoints) == ["step-00000002", "step-00000003", "step-00000004"]
 
 
-def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(checkpoints):
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(checkpoints, size):
     save(checkpoints, 1)
 
-    class FullDisk:
-        def save_checkpoint(self, *_, **__):
-            raise RuntimeError(
-                "[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"
-            )
+    class FullDisk(FakeEngine):
+        reached_the_end = False
 
-    with pytest.raises(OSError, match=r"step-00000002 could not be written; .* GB are free there"):
-        checkpoints.save(FullDisk(), 2, state(2))
+        def save_checkpoint(self, folder, tag, client_state, save_latest):
+            super().save_checkpoint(folder, tag, client_state, save_latest)
+            # A disk that is really full: torch's writer reports it in its own way.
+            self.checkpoint_engine.save({"weights": torch.zeros(size)}, "/dev/full")
+            self.reached_the_end = True
+
+    engine = FullDisk()
+    with pytest.raises(SaveError, match=r"step-00000002 could not be written \(.*\); .* GB are free there"):
+        checkpoints.save(engine, 2, state(2))
+    assert engine.reached_the_end  # a rank that does not get there is waited for by all others
+    assert names(checkpoints) == ["step-00000001"]
     assert checkpoints.newest_intact()[0].step == 1
+    save(checkpoints, 3)
+    assert checkpoints.newest_intact()[0].step == 3
+
+
+def test_other_failures_of_the_writer_are_defects_and_stay_as_they_are(checkpoints):
+    class Broken(FakeEngine):
+        def save_checkpoint(self, folder, tag, client_state, save_latest):
+            super().save_checkpoint(folder, tag, client_state, save_latest)
+            self.checkpoint_engine.save({"not to be pickled": lambda: None}, f"{folder}/{tag}/x.pt")
+
+    engine = Broken()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoints.save(engine, 2, state(2))
+    assert isinstance(engine.checkpoint_engine, TorchCheckpointEngine)
+
+
+def test_a_pointer_that_cannot_be_written_takes_its_checkpoint_along(checkpoints, monkeypatch):
+    save(checkpoints, 1)
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".latest.tmp"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SaveError, match="Input/output error"):
+        checkpoints.save(FakeEngine(), 2, state(2))
+    assert names(checkpoints) == ["step-00000001"]
+    assert (checkpoints.folder / "latest").read_text() == "step-00000001"

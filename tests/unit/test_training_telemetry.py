@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from unittest.mock import Mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,3 +108,43 @@ def test_lines_for_people():
     assert (
         validation_line(shown) == "step 5: held-out loss 0.5000 (channel mean 1.0000, interpolation 0.7500)"
     )
+
+
+def test_a_full_disk_costs_the_rows_it_has_no_room_for_and_one_warning(tmp_path, capsys, monkeypatch):
+    # Only metrics.jsonl's own disk is full.
+    monkeypatch.setattr("ddscale.training.telemetry._open_board", lambda folder, purge_step: Mock())
+    with Telemetry(tmp_path, SETTINGS, 0) as telemetry:
+        telemetry.write(row(1))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Room for part of a line, as a disk has that is just getting full.
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 20, hard))
+        try:
+            telemetry.write(row(2))
+            telemetry.write(row(3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        telemetry.write(row(4))
+    assert [r["step"] for r in written(tmp_path)] == [1, 4]
+    warned = capsys.readouterr().err
+    assert warned.count("warning: ") == 1
+    assert f"{tmp_path / 'metrics.jsonl'} could not be written: OSError" in warned
+
+
+def test_tensorboard_and_wandb_may_fail_and_come_back(tmp_path, capsys):
+    with Telemetry(tmp_path, SETTINGS, 0) as telemetry:
+        telemetry._wandb = Mock()
+        telemetry._wandb.log.side_effect = ConnectionError("no route")
+        telemetry._wandb.finish.side_effect = ConnectionError("no route")
+        telemetry.write(row(1, 1.0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(telemetry._board, "add_scalar", Mock(side_effect=OSError(28, "full")))
+            telemetry.write(row(2, 1.0))
+        telemetry.write(row(3, 1.0))
+    assert [r["step"] for r in written(tmp_path)] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")][-1] == 3
+    warned = capsys.readouterr().err
+    assert warned.count("warning: ") == 2
+    assert "Weights & Biases could not be written: ConnectionError: no route" in warned
+    assert "tensorboard could not be written: OSError" in warned
