@@ -50,7 +50,7 @@ def _same(run: Path) -> str:
 
 
 def _row(found: Mapping[str, Any]) -> list[str]:
-    how, exported, conditions = found["settings"]["generation"], found["exported"], found["conditions"]
+    how, exported, conditions = found["settings"]["generation"], found.get("exported"), found["conditions"]
     by = "PyTorch" if exported is None else f"{exported['provider']}, {exported['precision']}"
     classes = [
         with_interval(conditions[given]["class_accuracy"])
