@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ddscale.training.export import averaged_weights, full_weights
 from ddscale.training.faults import FaultLog, Injection
 from ddscale.training.loop import Task, train
 from ddscale.training.optimiser import hyperparameters, restate
+from ddscale.training.ownership import only_run_in
 from ddscale.training.ranks import Ranks
 from ddscale.training.settings import TrainingSettings
 from ddscale.training.telemetry import Telemetry, finite, host, validation_line, write_provenance
@@ -50,7 +50,7 @@ def run(
             check(settings, ranks)
             injection = Injection.from_environment(ranks.rank)
             if ranks.is_main:
-                cleanup.enter_context(_only_run_in(folder))
+                cleanup.enter_context(only_run_in(folder))
         with ranks.agreeing():
             task = make_task()
             cleanup.callback(task.close)
@@ -157,20 +157,6 @@ def _check_nothing_is_lost(folder: Path) -> None:
             f"{folder} holds a finished run without its checkpoints, which a fresh start would overwrite: name a new "
             "`run:` folder."
         )
-
-
-@contextlib.contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; raises ValueError when another process trains into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is training into {folder}: stop it, or name another `run:`."
-            ) from None
-        yield
 
 
 def _run_state(settings: TrainingSettings, task: Task, ranks: Ranks) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
 from ddscale.training.convert import convert
 from ddscale.training.optimiser import parameter_groups
+from ddscale.training.ownership import only_run_in
 from ddscale.training.pretraining import pretrain
 from ddscale.training.ranks import AgreedError, start
 from ddscale.training.runs import Display
@@ -242,9 +243,7 @@ def test_every_mistake_of_a_start_is_told_with_its_remedy(ranks, store, tmp_path
 
 
 def test_two_runs_cannot_share_a_folder(ranks, store, tmp_path):
-    from ddscale.training.runs import _only_run_in
-
-    with _only_run_in(tmp_path / "run"), pytest.raises(AgreedError, match="another run is training into"):
+    with only_run_in(tmp_path / "run"), pytest.raises(AgreedError, match="another run is training into"):
         pretrain(recipe(store, tmp_path / "run"), ranks, Display())
 
 
