@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from ddscale.store import images as image_shards
-from ddscale.store import layout, matching, splitting, tables, zarr_shards
+from ddscale.store import layout, matching, retrying, splitting, tables, zarr_shards
 from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
-from ddscale.store.shard_files import ShardFiles
+from ddscale.store.shard_files import ReadError, ShardFiles, read_whole
 
 _NUMBERS = {
     "samples": np.int32,
@@ -95,7 +95,7 @@ class Store:
         # A bad record comes again in every epoch, and its name costs the reading of its whole group of rows.
         self._keys = functools.lru_cache(maxsize=1024)(functools.partial(_key, path / layout.RECORDS))
         zarr = self.content.backend == "zarr"
-        self._files = ShardFiles(self._shard_index if zarr else None)
+        self._files = ShardFiles(self._open_shard, self._shard_index if zarr else None)
         self._read = self._read_zarr if zarr else self._read_tar
 
     def __len__(self) -> int:
@@ -227,18 +227,19 @@ class Store:
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
         """Samples [start, stop) of record `row` as a new (T, C) array in the store's dtype.
 
-        Raises ValueError when the record has no such samples, OSError when the shard cannot be read.
+        While the storage fails, it is tried again for a minute. Raises ValueError when the record has no such
+        samples, ReadError when the shard cannot be read.
         """
         out_TC = np.empty((stop - start, int(self.channels[row])), self._value_dtype)
-        self.read_into(row, start, stop, out_TC)
+        retrying.patiently(lambda: self.read_into(row, start, stop, out_TC))
         return out_TC
 
     def read_into(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
         """Samples [start, stop) of record `row` into `out_TC`, C-contiguous and of the store's dtype.
 
         The GIL is released while bytes are fetched and decompressed; any number of threads may call this.
-        Raises ValueError when the record has no such samples or `out_TC` does not fit, OSError naming shard and
-        record when the shard cannot be read.
+        Raises ValueError when the record has no such samples or `out_TC` does not fit, ReadError naming shard and
+        record when the shard cannot be read, at once: whether to try again later is the caller's to decide.
         """
         samples, channels = int(self.samples[row]), int(self.channels[row])
         if not 0 <= start < stop <= samples:
@@ -255,25 +256,29 @@ class Store:
                 f"array of {(stop - start, channels)}, given {out_TC.dtype} {out_TC.shape}."
             )
         try:
-            self._read(row, start, stop, out_TC)
+            try:
+                self._read(row, start, stop, out_TC)
+            except (ValueError, OSError):
+                self._read(row, start, stop, out_TC)  # from a file opened anew
         except (ValueError, OSError) as error:
             raise self._fault(row, error) from error
 
     def _read_tar(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
         code = int(self.shard[row])
         offset = int(self._column("offset")[row]) + start * out_TC.shape[1] * out_TC.itemsize
-        with self._files.opened(code, self.path / self.shard_names[code]) as (descriptor, _):
-            count = os.preadv(descriptor, [out_TC.data], offset)
-            if count != out_TC.nbytes:
-                _read_rest(descriptor, out_TC, offset, count)
+        with self._files.opened(code) as (descriptor, _):
+            read_whole(descriptor, out_TC, offset)
 
     def _read_zarr(self, row: int, start: int, stop: int, out_TC: np.ndarray) -> None:
         code = int(self.shard[row])
         place = int(self._column("row")[row]) % self.content.rows_per_shard(out_TC.shape[1])
         chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
-        with self._files.opened(code, self.path / self.shard_names[code]) as (descriptor, index):
+        with self._files.opened(code) as (descriptor, index):
             of_record = index[place * chunks : (place + 1) * chunks]
             zarr_shards.decode_into(descriptor, of_record, self.content.chunk_samples, start, stop, out_TC)
+
+    def _open_shard(self, code: int) -> int:
+        return os.open(self.path / self.shard_names[code], os.O_RDONLY | os.O_CLOEXEC)
 
     @functools.cached_property
     def _first_of_shard(self) -> np.ndarray:
@@ -288,12 +293,16 @@ class Store:
         chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
         return zarr_shards.read_shard_index(descriptor, rows * chunks)
 
-    def _fault(self, row: int, error: Exception) -> OSError:
+    def _fault(self, row: int, error: Exception) -> ReadError:
         shard = self.path / self._name("shard", row)
-        cause = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
-        return OSError(
-            f"Cannot read record {self.key(row)} from shard {shard}: {cause}. `ddscale verify {self.path}` lists all that is "
-            "damaged; copy those shards again, or ingest into a new folder."
+        missing = isinstance(error, FileNotFoundError)
+        return ReadError(
+            f"Cannot read record {self.key(row)} from shard {shard}: {'it is not there' if missing else error}. "
+            f"`ddscale verify {self.path}` lists all that is damaged; copy those shards again, or ingest into a new "
+            "folder.",
+            # A shard alone is gone for good; with its whole store, the disk may come back.
+            transient=isinstance(error, OSError)
+            and not (missing and os.path.isfile(self.path / layout.MANIFEST)),
         )
 
     def rows_matching(self, names: Iterable[str], salt: str = PUBLIC_SALT) -> np.ndarray:
@@ -327,13 +336,3 @@ def _contents(manifest: Manifest) -> str:
     if layout.IMAGES not in manifest.tables:
         return records
     return hashlib.sha256(f"{records} {manifest.tables[layout.IMAGES].sha256}".encode()).hexdigest()
-
-
-def _read_rest(descriptor: int, out_TC: np.ndarray, offset: int, count: int) -> None:
-    """Finish a read that came short, as network file systems may."""
-    left = out_TC.data.cast("B")
-    while count < len(left):
-        more = os.preadv(descriptor, [left[count:]], offset + count)
-        if more == 0:
-            raise ValueError("it ends before the data does")
-        count += more

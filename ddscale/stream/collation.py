@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from ddscale.store import Store
 from ddscale.stream.order import Order
+from ddscale.stream.unreadable import Fault
+from ddscale.stream.window_reads import WindowRead, WindowReads
 from ddscale.stream.windows import Located
 
 
@@ -116,17 +118,6 @@ class HostBatch:
         return self.flat[start : start + size].view(self.window_samples, group.channels)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A window that could not be read."""
-
-    position: int
-    dataset: str
-    record: str
-    """Key of the record."""
-    cause: str
-
-
 class Slot:
     """A buffer that micro-batches are read into, again and again; pinned when there is a CUDA device."""
 
@@ -145,6 +136,7 @@ class Collator:
     """Reads the windows of a micro-batch into a slot; called by several reader threads at once.
 
     image_rows: of each store, (R,) row of each record's picture among those of all stores; -1 without.
+    retry_s: how long failing reads of a micro-batch are tried again.
     positions_of: number of a micro-batch -> (B,) int64 positions, -1 where there is none (filled up with zeros).
     """
 
@@ -157,6 +149,7 @@ class Collator:
         window_samples: int,
         image_rows: Sequence[NDArray[np.integer]] | None = None,
         short_trials: Literal["pad", "stretch"] = "pad",
+        retry_s: float = 0.0,
     ):
         self._stores = tuple(stores)
         self._order = order
@@ -165,6 +158,7 @@ class Collator:
         self._window_samples = window_samples
         self._image_rows = image_rows
         self._short_trials = short_trials
+        self._read = WindowReads(stores, retry_s)
 
     def __call__(self, number: int, slot: Slot) -> tuple[HostBatch, list[Fault]]:
         """Fill the slot with micro-batch `number`; also says which windows could not be read."""
@@ -187,6 +181,7 @@ class Collator:
 
         valid = real.copy()
         faults = []
+        windows = []
         at = assigned.located
         sources = zip(
             np.flatnonzero(real).tolist(),
@@ -202,24 +197,18 @@ class Collator:
         for sample, store, row, start, C, length, offset in sources:
             out_TC = values[offset : offset + T * C].reshape(T, C)
             out_TC[length:] = 0
-            try:
-                self._stores[store].read_into(row, start, start + length, out_TC[:length])
-            except OSError as error:
-                out_TC[...] = 0
-                valid[sample] = False
-                faults.append(
-                    Fault(
-                        int(positions[sample]),
-                        self._datasets[datasets[sample]],
-                        self._stores[store].key(row),
-                        str(error),
-                    )
+            windows.append(WindowRead(sample, store, row, start, out_TC[:length]))
+        for window, error in self._read(windows):
+            window.out_TC[...] = 0
+            valid[window.sample] = False
+            faults.append(
+                Fault(
+                    int(positions[window.sample]),
+                    self._datasets[datasets[window.sample]],
+                    self._stores[window.store].key(window.row),
+                    str(error),
                 )
-            except Exception as error:
-                error.add_note(
-                    f"while reading samples {start} to {start + length} of record {self._stores[store].key(row)}"
-                )
-                raise
+            )
         for sample in np.flatnonzero(~real).tolist():
             offset = int(packing.offsets[sample])
             values[offset : offset + T] = 0
@@ -238,6 +227,10 @@ class Collator:
             short_trials=self._short_trials,
         )
         return slot.batch, faults
+
+    def stop(self) -> None:
+        """Wait for no failing storage any more."""
+        self._read.stop()
 
     def _image_rows_of(self, at: Located) -> NDArray[np.int64]:
         assert self._image_rows is not None

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddscale.store import Store, open_store
-from ddscale.stream.collation import Collator, Fault, HostBatch, Slot
+from ddscale.stream.collation import Collator, HostBatch, Slot
 from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
 from ddscale.stream.pictures import StorePictures, has_pictures
 from ddscale.stream.readers import ReadAhead
 from ddscale.stream.settings import StreamSettings
+from ddscale.stream.unreadable import Fault, Unreadable
 from ddscale.stream.windows import Located, WindowIndex
 
 _log = logging.getLogger(__name__)
@@ -56,10 +57,6 @@ class Loader:
     """Positions handed out so far, of all ranks together; the position of the next global batch."""
     waited_s: float
     """Seconds that the caller has waited for data so far."""
-    faults: list[Fault]
-    """Records this rank could not read, each once."""
-    unreadable_windows: int
-    """Windows this rank replaced by zeros."""
     pictures: StorePictures | None
     """What `HostBatch.images` counts; None when no store has pictures."""
 
@@ -98,8 +95,7 @@ class Loader:
         self.windows_per_epoch = len(self._order)
         self.samples_seen = start_position
         self.waited_s = 0.0
-        self.faults = []
-        self.unreadable_windows = 0
+        self._unreadable = Unreadable(settings, rank)
         self.pictures = StorePictures(self._stores) if has_pictures(self._stores) else None
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
@@ -109,6 +105,22 @@ class Loader:
         self._max_channels = index.max_channels
         self._slots: list[Slot] = []
         self._ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]] | None = None
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Records this rank could not read, each once."""
+        return self._unreadable.faults
+
+    @property
+    def unreadable_windows(self) -> int:
+        """Windows this rank replaced by zeros."""
+        return self._unreadable.windows
+
+    @property
+    def beyond_limit(self) -> str | None:
+        """Why too much was unreadable, once it was. The step that crosses a limit is still handed out, so that ranks
+        can agree on the end and keep a checkpoint; asking for another one raises OSError with this."""
+        return self._unreadable.beyond_limit
 
     @classmethod
     def fixed(
@@ -150,6 +162,9 @@ class Loader:
 
     def __next__(self) -> list[HostBatch]:
         asked = time.perf_counter()
+        if self.beyond_limit is not None:
+            self.close()
+            raise OSError(self.beyond_limit)
         if self._ahead is None:
             self._ahead = self._read_ahead()
         self._ahead.release()
@@ -158,7 +173,7 @@ class Loader:
             for _ in range(self._micro_batches):
                 batch, faults = self._ahead.take()
                 step.append(batch)
-                self._note(faults)
+                self._unreadable.note(len(batch), faults)
         except BaseException:
             self.close()
             raise
@@ -253,27 +268,13 @@ class Loader:
             settings.window_samples,
             None if self.pictures is None else self.pictures.rows_of_records,
             settings.short_trials,
+            settings.retry_s,
         )
         last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)
         ahead = ReadAhead(collator, self._slots, threads, last)
         # A loader that is dropped without close() must not leave threads behind, nor must the end of the program.
-        self._closing = weakref.finalize(self, ahead.close)
+        self._closing = weakref.finalize(self, _end_reading, collator, ahead)
         return ahead
-
-    def _note(self, faults: list[Fault]) -> None:
-        self.unreadable_windows += len(faults)
-        known = {(fault.dataset, fault.record) for fault in self.faults}
-        for fault in faults:
-            if (fault.dataset, fault.record) not in known:
-                known.add((fault.dataset, fault.record))
-                self.faults.append(fault)
-        if len(self.faults) > self.settings.max_unreadable:
-            first = "; ".join(f"{fault.record}: {fault.cause}" for fault in self.faults[:3])
-            raise OSError(
-                f"Rank {self._rank} could not read {len(self.faults)} records, and data.max_unreadable is "
-                f"{self.settings.max_unreadable}. The first: {first}. Check the disk, and the stores with "
-                "`ddscale verify`; copy or ingest again what is damaged."
-            )
 
     def _order_settings(self) -> dict[str, Any]:
         keys = ["window_samples", "overlap", "weights", "shuffle", "seed"]
@@ -306,6 +307,11 @@ class _Positions:
         step, part = divmod(number, self._per_step)
         positions = self._start + step * self._global_batch + part * self._stride + self._in_batch
         return positions if self._end is None else np.where(positions < self._end, positions, -1)
+
+
+def _end_reading(collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]]) -> None:
+    collator.stop()
+    ahead.close()
 
 
 def open_stores(settings: StreamSettings) -> list[Store]:

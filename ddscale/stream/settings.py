@@ -97,6 +97,14 @@ class StreamSettings(Settings):
     max_unreadable: int = Field(default=100, ge=0)
     """Records that may turn out unreadable on a rank, each replaced by invalid zeros, before the run stops."""
 
+    max_unreadable_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Fraction of the last 1,000 windows of a rank that may have been unreadable before the run stops: notices a disk
+    that is gone, whatever the number of different records. 1 turns it off."""
+
+    retry_s: float = Field(default=60.0, ge=0)
+    """Seconds for which reads that the storage fails are tried again, at growing intervals, before their records count
+    as unreadable; what is damaged or missing is not waited for."""
+
     @field_validator("stores")
     @classmethod
     def _no_store_twice(cls, stores: list[str]) -> list[str]:

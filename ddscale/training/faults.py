@@ -115,11 +115,20 @@ class UnreadableRecords:
         self._told: set[int] = set()
 
     def new(self, *loaders: Loader | None) -> list[dict[str, Any]]:
-        """Those met since this was asked last, for the fault log."""
-        known = [fault for loader in loaders if loader is not None for fault in loader.faults]
-        new = [fault for fault in known if id(fault) not in self._told]
-        self._told |= {id(fault) for fault in new}
+        """Those met since this was asked last, for the fault log.
+
+        When a loader has crossed a limit since, there is one more with `limit`: what is wrong and the remedy. The
+        loader will give one step fewer than its peers from then on, so all ranks have to end together.
+        """
+        opened = [loader for loader in loaders if loader is not None]
+        new = [fault for loader in opened for fault in loader.faults if id(fault) not in self._told]
+        crossed = [loader for loader in opened if loader.beyond_limit and id(loader) not in self._told]
+        self._told |= {id(one) for one in (*new, *crossed)}
         return [
             {"position": int(f.position), "dataset": f.dataset, "record": f.record, "cause": str(f.cause)}
             for f in new
-        ]
+        ] + [{"limit": loader.beyond_limit} for loader in crossed]
+
+    def windows(self, *loaders: Loader | None) -> int:
+        """Windows that this rank has replaced by zeros since it started."""
+        return sum(loader.unreadable_windows for loader in loaders if loader is not None)

@@ -27,7 +27,15 @@ from ddscale.training.runs import Display, run
 from ddscale.training.settings import PretrainRecipe
 
 # Which data is seen in which order decides the run; these decide only how fast it is read.
-_MACHINERY = {"stores", "reader_threads", "prefetch", "max_unreadable", "sfreq"}
+_MACHINERY = {
+    "stores",
+    "reader_threads",
+    "prefetch",
+    "max_unreadable",
+    "max_unreadable_fraction",
+    "retry_s",
+    "sfreq",
+}
 
 
 def data_identity(data: StreamSettings) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 from ddscale.store import ArrayRecording, describe, open_store, write_store
 from ddscale.store.identity import subject_hash
-from ddscale.store.shard_files import ShardFiles
+from ddscale.store.shard_files import ReadError, ShardFiles
 
 SFREQ = 64.0
 
@@ -261,9 +263,9 @@ def test_what_is_no_store_is_said_to_be_none(path, tmp_path):
 def test_a_descriptor_in_use_outlives_its_dismissal(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode() * 10)
-    files = ShardFiles(limit=1)
-    with files.opened(0, tmp_path / "a") as (descriptor, _):
-        with files.opened(1, tmp_path / "b"):
+    files = ShardFiles(lambda code: os.open(tmp_path / "ab"[code], os.O_RDONLY), limit=1)
+    with files.opened(0) as (descriptor, _):
+        with files.opened(1):
             pass
         assert os.pread(descriptor, 2, 0) == b"aa"
     with pytest.raises(OSError):
@@ -284,3 +286,75 @@ def test_a_record_is_told_by_its_row_while_the_index_cannot_be_read(path, tmp_pa
     store.read(0, 0, 5)
     (broken / "records.parquet").unlink()
     assert store.key(3) == "row 3"
+
+
+def failing_reads(monkeypatch, path, fails):
+    """Reads of shards of the store raise EIO while `fails(descriptor)`; everything else is read as it is."""
+
+    def guarded(read):
+        def guard(descriptor, *rest):
+            try:
+                ours = os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"{path}/")
+            except OSError:
+                ours = False
+            if ours and fails(descriptor):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(descriptor, *rest)
+
+        return guard
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+
+
+def test_a_handle_that_went_stale_is_opened_anew(path, monkeypatch):
+    store = open_store(path)
+    for row in range(len(store)):
+        store.read(row, 0, 5)
+    stale = {file.descriptor for file in store._files._open.values()}
+    # A closed number is given to the next file that is opened: it must not look stale, too.
+    closed = os.close
+    monkeypatch.setattr(os, "close", lambda descriptor: descriptor in stale or closed(descriptor))
+    failing_reads(monkeypatch, path, stale.__contains__)
+    for row in range(len(store)):
+        assert np.array_equal(store.read(row, 0, 5), original(store, row)[:5])
+    for descriptor in stale:
+        closed(descriptor)
+
+
+def test_reading_outlasts_a_failing_storage(path, monkeypatch):
+    waits, tries = [], []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    failing_reads(monkeypatch, path, lambda descriptor: tries.append(descriptor) or len(tries) <= 5)
+    store = open_store(path)
+    assert np.array_equal(store.read(0, 0, 5), original(store, 0)[:5])
+    assert waits == [1.0, 2.0]
+    tries[:] = []
+    failing_reads(monkeypatch, path, lambda _: True)
+    with pytest.raises(ReadError, match="Input/output error") as caught:
+        store.read(0, 0, 5)
+    assert caught.value.transient
+    assert sum(waits[2:]) == 60
+
+
+def test_damage_is_not_waited_for(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", None)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(path, damaged)
+    shard = damaged / open_store(damaged).shard_names[0]
+    shard.write_bytes(shard.read_bytes()[:600])
+    with pytest.raises(ReadError) as caught:
+        open_store(damaged).read(0, 0, 640)
+    assert not caught.value.transient
+    shard.unlink()
+    with pytest.raises(ReadError) as caught:
+        open_store(damaged).read(0, 0, 640)
+    assert not caught.value.transient
+    shutil.rmtree(damaged)  # as when the mount is gone: it may come back
+    gone = open_store(path)
+    gone.read(0, 0, 640)
+    gone.close()
+    gone.path = damaged
+    with pytest.raises(ReadError) as caught:
+        gone.read_into(0, 0, 640, np.empty((640, 2), np.int16))
+    assert caught.value.transient
