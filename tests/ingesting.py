@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +95,43 @@ def crashing(dataset: str = "tests") -> Recording:
 def _crash() -> OpenRecording:
     ctypes.string_at(0)
     raise AssertionError("still alive")
+
+
+def hanging(dataset: str = "tests") -> Recording:
+    """A recording whose reader never comes back and holds the interpreter meanwhile: its process answers nobody."""
+    return Recording(dataset, "nobody", "a_hang", "hang.cnt", 1, _hang)
+
+
+def _hang() -> OpenRecording:
+    ctypes.PyDLL(None).pause()
+    raise AssertionError("woken up")
+
+
+def killed_once(recording: Recording, marker: Path) -> Recording:
+    """The recording, whose reader is killed as by a host that fails, in the middle and the first time only."""
+    return dataclasses.replace(
+        recording, opener=functools.partial(_open_killed_once, recording.opener, marker)
+    )
+
+
+def _open_killed_once(opener: Callable[[], OpenRecording], marker: Path) -> OpenRecording:
+    opened = opener()
+    read, calls = opened.read, 0
+
+    def killed(*arguments: Any, **named: Any) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(*arguments, **named)
+
+    opened.read = killed  # type: ignore[method-assign]
+    return opened
+
+
+def until_told(folder: Path, recording: Recording) -> None:
+    """Takes the place of reading a recording: notes that it has begun, and waits for the file `go`."""
+    (folder / f"{recording.id}.begun").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)

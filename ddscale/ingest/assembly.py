@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ddscale.ingest.chain import Job
-from ddscale.ingest.pool import Pool, WorkerDied
+from ddscale.ingest.pool import Pool, TookTooLong, WorkerDied
 from ddscale.ingest.processing import describe, ingest_recording, quarantine
 from ddscale.ingest.summary import BLOCKLISTED
 from ddscale.ingest.work import DUPLICATE, State, Step
@@ -18,6 +18,7 @@ from ddscale.store import layout, sealing
 from ddscale.store.staging import StagedRecording, fragment_path, read_sidecar
 
 CRASHED = "crashed"
+TIMEOUT = "timeout"
 
 # Copying is done by the kernel: a few threads of this process fill what a disk or a network takes.
 _SEALERS = 4
@@ -29,36 +30,54 @@ def process_all(job: Job, pool: Pool, work: Sequence[tuple[int, Recording]]) -> 
     """Stage every recording, no more under way than the pool has room for; yields their numbers as they finish.
 
     A recording during which a worker died is tried once more, alone; if the worker dies again, it is quarantined.
+    So is one that takes longer than the pool allows.
     """
     waiting = iter(work)
     under_way: dict[int, Recording] = {}
     suspects: list[tuple[int, Recording]] = []
     while True:
-        for number, recording in itertools.islice(waiting, pool.capacity - len(under_way)):
+        for number, recording in itertools.islice(waiting, max(0, pool.capacity - len(under_way))):
             under_way[number] = recording
             pool.submit(number, ingest_recording, job, recording)
         if not under_way:
             break
         finished = pool.next()
+        if finished is None:
+            continue  # more workers may have come
         recording = under_way.pop(finished.name)
         if isinstance(finished.error, WorkerDied):
             suspects.append((finished.name, recording))
-        elif finished.error is not None:
-            raise finished.error
         else:
+            _settle(job, recording, finished.error)
             yield finished.name
     for number, recording in suspects:
         pool.submit(number, ingest_recording, job, recording)
-        finished = pool.next()
-        if isinstance(finished.error, WorkerDied):
-            sentence = (
-                f"{recording.path} ended the process that read it, twice: its reader crashes on it, or it needs more "
-                "memory than a worker has. Exclude it, or use fewer workers."
-            )
-            quarantine(job, recording, describe(job, recording), CRASHED, sentence)
-        elif finished.error is not None:
-            raise finished.error
+        while (finished := pool.next()) is None:
+            pass
+        _settle(job, recording, finished.error)
         yield number
+
+
+def _settle(job: Job, recording: Recording, error: BaseException | None) -> None:
+    """Quarantine a recording whose task left no outcome; raises what is no recording's fault."""
+    if error is None:
+        return
+    described = describe(job, recording)
+    if isinstance(error, WorkerDied):
+        sentence = (
+            f"{recording.path} ended the process that read it, twice: its reader crashes on it, or it needs more "
+            "memory than a worker has. Exclude it, or use fewer workers."
+        )
+        quarantine(job, recording, described, CRASHED, sentence)
+    elif isinstance(error, TookTooLong):
+        sentence = (
+            f"{recording.path} was not done {error}: its reader hangs on it, or its disk does not answer. Exclude it, "
+            "or raise `recording_limit_h`."
+        )
+        # Where reading hangs, so may asking for its size.
+        quarantine(job, recording, described, TIMEOUT, sentence, look=False)
+    else:
+        raise error
 
 
 class Sealer:

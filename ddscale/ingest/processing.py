@@ -83,10 +83,14 @@ def describe(job: Job, recording: Recording) -> StagedRecording:
 
 
 def quarantine(
-    job: Job, recording: Recording, described: StagedRecording, reason: str, sentence: str
+    job: Job, recording: Recording, described: StagedRecording, reason: str, sentence: str, look: bool = True
 ) -> StagedRecording:
-    """Stage a recording without records. described: what is known of it, changed in place."""
-    _sign(described, recording)
+    """Stage a recording without records. described: what is known of it, changed in place.
+
+    look: whether to note the size of its file, to know it again.
+    """
+    if look:
+        _sign(described, recording)
     described.status, described.reason, described.detail = "quarantined", reason, sentence
     return stage(layout.local_folder(job.store), job.content, described)
 

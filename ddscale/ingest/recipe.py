@@ -143,6 +143,9 @@ class IngestRecipe(Settings):
     """Processes on this machine; null: one per core. 0: none, all in this process, for finding faults."""
     scheduler: str | None = None
     """Address of a running Dask scheduler (tcp://...) whose workers see the same paths; instead of `workers`."""
+    recording_limit_h: float | None = Field(2.0, gt=0)
+    """Hours that one recording may take, downloading it included, before the process that reads it is ended and it is
+    quarantined; the others go on. null: any time. Has no effect with `workers: 0`."""
 
     @model_validator(mode="after")
     def _one_source_per_dataset(self) -> IngestRecipe:

@@ -89,7 +89,8 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
             job = Job(os.fspath(store), content, recipe.preprocessing, recipe.effective_quality, recipe.salt)
             work = sum(step in (Step.PROCESS, Step.COMPARE) for _, step in todo)
             assembly = Assembly(job, todo, state)
-            with open_pool(recipe.workers, recipe.scheduler, work) as pool:
+            limit_s = None if recipe.recording_limit_h is None else 3600 * recipe.recording_limit_h
+            with open_pool(recipe.workers, recipe.scheduler, work, limit_s) as pool:
                 assembly.run(pool, on_progress)
             problems, new = [*problems, *assembly.changed], assembly.new
             if not new and not any(entry.status == "kept" for entry in state.published.values()):

@@ -18,7 +18,7 @@ from ddscale.store.staging import read_sidecar, staged_names
 DUPLICATE = "duplicate"
 
 # A better recipe, reader or machine may make something of these; what the signal itself is unfit for stays so.
-RETRIED = {"unreadable", "failed", "unit", "crashed", "out_of_memory", "no_eeg", BLOCKLISTED}
+RETRIED = {"unreadable", "failed", "unit", "crashed", "timeout", "out_of_memory", "no_eeg", BLOCKLISTED}
 
 
 class Step(Enum):
