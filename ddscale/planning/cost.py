@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddscale.models.config import MAEConfig
-from ddscale.models.flops import training_flops
+from ddscale.models.flops import executed_training_flops
 
 if TYPE_CHECKING:
     from ddscale.training.settings import PretrainRecipe
@@ -40,6 +40,9 @@ GPUS = {
     "b200": Gpu(2250e12, 75e12, 180e9, 1800e9),
 }
 NETWORK_BYTES_S = 50e9  # one 400 Gb/s adapter per GPU, as DGX systems have
+# What collectives reach of the links' rate. 256 H100 with such adapters measured 200 of 400 GB/s in all-gathers and
+# 340 GB/s in all-reduces of 2 GB (github.com/NVIDIA/nccl/issues/1218); small messages get less.
+COLLECTIVE_EFFICIENCY = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,27 @@ class Estimate:
     memory: dict[str, float]
     """Bytes per GPU by part; `total` and `capacity` among them."""
     fits: bool
+    accumulation: int
+    """Micro-batches a GPU takes for one global batch."""
     windows_per_s: float
+    """Of all GPUs together, communication included."""
     step_s: float
-    """Computing one global batch at the assumed utilisation."""
+    """One global batch: computing and communication one after the other, or the longer one where they overlap."""
+    compute_s: float
+    """Computing it at the assumed utilisation, what activation checkpointing repeats included."""
     communication_s: float
-    """Moving gradients (and ZeRO-3's weights) each step if nothing of it were hidden behind computing."""
+    """Moving its gradients and weights."""
+    overlapped: bool
+    """Whether the recipe turns on DeepSpeed's overlap_comm."""
+    reads_s_per_node: float
+    """Windows a second that the stream has to read, each by one positioned read."""
     read_bytes_s_per_node: float
     hours_of_eeg: float | None
     pass_s: float | None
     run_s: float
     checkpoint_bytes: float
+    checkpoint_every_s: float
+    warnings: list[str]
     assumptions: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,8 +113,12 @@ def plan_pretraining(
     memory = _memory(recipe, parameters, ranks)
     memory["capacity"] = figures.memory_bytes
     peak = figures.fp32_flops if recipe.precision == "fp32" else figures.bf16_flops
-    per_gpu = peak * mfu / training_flops(model)
-    windows_per_s = per_gpu * ranks
+    accumulation = recipe.global_batch_size // (ranks * recipe.micro_batch_size)
+    compute_s = recipe.global_batch_size * executed_training_flops(model) / (peak * mfu * ranks)
+    communication_s = _communication_s(recipe, parameters, nodes, gpus_per_node, accumulation, figures)
+    overlapped = bool(recipe.deepspeed.get("zero_optimization", {}).get("overlap_comm", False))
+    step_s = max(compute_s, communication_s) if overlapped else compute_s + communication_s
+    windows_per_s = recipe.global_batch_size / step_s
     bytes_per_window = model.n_samples * 2 * (channels or model.n_channels)
     window_s = model.n_samples / sfreq
     assumptions = [
@@ -109,22 +127,35 @@ def plan_pretraining(
         if channels
         else f"{model.n_channels} channels: the most that is read",
         f"{OVERHEAD_BYTES / GIB:.0f} GiB per GPU for CUDA, NCCL and fragmentation",
-        "NVLink inside a node, one 400 Gb/s adapter per GPU between nodes",
+        f"collectives at {COLLECTIVE_EFFICIENCY:.0%} of NVLink's rate inside a node, or of one 400 Gb/s adapter per GPU "
+        "between nodes",
     ]
+    warnings = []
+    if communication_s > compute_s:
+        warnings.append(
+            f"communication takes {communication_s / compute_s:.1f} times as long as computing: take fewer nodes, a "
+            "larger micro_batch_size with less accumulation, or a lower zero_stage."
+        )
     return Estimate(
         gpus=ranks,
         gpu=gpu,
         parameters=parameters,
         memory=memory,
         fits=memory["total"] <= memory["capacity"],
+        accumulation=accumulation,
         windows_per_s=windows_per_s,
-        step_s=recipe.global_batch_size / windows_per_s,
-        communication_s=_communication_s(recipe, parameters, ranks, nodes, figures),
-        read_bytes_s_per_node=per_gpu * gpus_per_node * bytes_per_window,
+        step_s=step_s,
+        compute_s=compute_s,
+        communication_s=communication_s,
+        overlapped=overlapped,
+        reads_s_per_node=windows_per_s / nodes,
+        read_bytes_s_per_node=windows_per_s / nodes * bytes_per_window,
         hours_of_eeg=hours,
         pass_s=hours * 3600 / window_s / windows_per_s if hours else None,
-        run_s=recipe.steps * recipe.global_batch_size / windows_per_s,
+        run_s=recipe.steps * step_s,
         checkpoint_bytes=parameters * (4 + OPTIMISER_BYTES - (4 if recipe.precision == "fp32" else 0)),
+        checkpoint_every_s=recipe.checkpoint.every * step_s,
+        warnings=warnings,
         assumptions=assumptions,
     )
 
@@ -179,10 +210,22 @@ def activation_bytes(model: MAEConfig, element: int) -> float:
     return total * element + ends
 
 
-def _communication_s(recipe: PretrainRecipe, parameters: int, ranks: int, nodes: int, gpu: Gpu) -> float:
-    """Bytes every GPU sends a step: twice the gradients, and ZeRO-3 half as much again (arXiv 1910.02054, 7.2)."""
+def _communication_s(
+    recipe: PretrainRecipe, parameters: int, nodes: int, gpus_per_node: int, accumulation: int, gpu: Gpu
+) -> float:
+    """Seconds of a step's collectives, by the bytes each GPU sends (arXiv 1910.02054, section 7).
+
+    Gradients are scattered and updated weights gathered, once a step; stage 2 scatters the gradients of every
+    micro-batch, stage 3 gathers the weights for its forward and its backward pass as well. NCCL lays rings through
+    all GPUs of a node and out by every one of its adapters, so a GPU's bytes cross between nodes at the rate of all
+    adapters of the node together, unless NVLink is slower.
+    """
+    ranks = nodes * gpus_per_node
     if ranks == 1:
         return 0.0
-    element = _element_bytes(recipe)
-    volume = parameters * element * (3 if recipe.zero_stage >= 3 else 2) * (ranks - 1) / ranks
-    return volume / (NETWORK_BYTES_S if nodes > 1 else gpu.nvlink_bytes_s / 2)
+    times = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[recipe.zero_stage]
+    volume = parameters * _element_bytes(recipe) * times * (ranks - 1) / ranks
+    rate = gpu.nvlink_bytes_s / 2
+    if nodes > 1:
+        rate = min(rate, gpus_per_node * NETWORK_BYTES_S)
+    return volume / (rate * COLLECTIVE_EFFICIENCY)

@@ -147,14 +147,21 @@ def plan_table(estimate: Estimate) -> None:
     times.add_column("")
     times.add_column("", justify="right")
     times.add_row("windows/s, all GPUs", f"{estimate.windows_per_s:,.0f}")
-    times.add_row("computing a step", f"{estimate.step_s:.3g} s")
-    times.add_row("communication a step, nothing hidden", f"{estimate.communication_s:.3g} s")
+    hidden = "behind each other" if estimate.overlapped else "one after the other"
+    times.add_row("a step", f"{estimate.step_s:.3g} s")
+    times.add_row("  computing it", f"{estimate.compute_s:.3g} s")
+    times.add_row(f"  communication, {hidden}", f"{estimate.communication_s:.3g} s")
+    times.add_row("micro-batches a step, per GPU", f"{estimate.accumulation}")
+    times.add_row("reads/s, per node (one a window)", f"{estimate.reads_s_per_node:,.0f}")
     times.add_row("reading, per node", f"{estimate.read_bytes_s_per_node / 1e9:.2f} GB/s")
     if estimate.pass_s is not None:
         times.add_row(f"one pass over {estimate.hours_of_eeg:,.0f} h", duration(estimate.pass_s))
     times.add_row("the whole run", duration(estimate.run_s))
     times.add_row("a checkpoint", f"{estimate.checkpoint_bytes / 1e9:,.1f} GB")
+    times.add_row("from one checkpoint to the next", duration(estimate.checkpoint_every_s))
     console.print(times)
+    for warning in estimate.warnings:
+        console.print(f"warning: {warning}", style="bold yellow")
     console.print(
         "An estimate, not a measurement. Assumed: " + "; ".join(estimate.assumptions) + ".", style="dim"
     )

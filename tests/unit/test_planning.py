@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from launching import ROOT
 
+from ddscale import recipes
 from ddscale.models import MAEConfig, MaskedAutoencoder
 from ddscale.planning import doctor
 from ddscale.planning.cost import GPUS, activation_bytes, count_parameters, plan_pretraining
@@ -77,13 +79,60 @@ def test_a_model_that_cannot_fit_is_said_not_to_fit():
     assert plan_pretraining(shared, nodes=32, gpus_per_node=8, gpu="h100").fits
 
 
-def test_twice_the_gpus_take_half_the_time_and_read_the_same_per_node():
-    one = plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="h100", hours=60_000.0)
-    two = plan_pretraining(recipe(), nodes=2, gpus_per_node=8, gpu="h100", hours=60_000.0)
-    assert two.run_s == pytest.approx(one.run_s / 2)
-    assert two.pass_s == pytest.approx(one.pass_s / 2)
-    assert two.read_bytes_s_per_node == pytest.approx(one.read_bytes_s_per_node)
-    assert one.read_bytes_s_per_node == pytest.approx(one.windows_per_s * 512 * 128 * 2)
+def test_twice_the_gpus_compute_in_half_the_time_and_read_as_much_each():
+    one = plan_pretraining(recipe(), nodes=2, gpus_per_node=8, gpu="h100", hours=60_000.0)
+    two = plan_pretraining(recipe(), nodes=4, gpus_per_node=8, gpu="h100", hours=60_000.0)
+    assert two.compute_s == pytest.approx(one.compute_s / 2)
+    assert two.communication_s == pytest.approx(one.communication_s, rel=0.05)
+    for estimate, nodes in ((one, 2), (two, 4)):
+        assert estimate.step_s == estimate.compute_s + estimate.communication_s
+        assert estimate.run_s == pytest.approx(1000 * estimate.step_s)
+        assert estimate.windows_per_s == pytest.approx(4096 / estimate.step_s)
+        assert estimate.pass_s == pytest.approx(60_000 * 3600 / 2 / estimate.windows_per_s)
+        assert estimate.reads_s_per_node == pytest.approx(estimate.windows_per_s / nodes)
+        assert estimate.read_bytes_s_per_node == pytest.approx(estimate.reads_s_per_node * 512 * 128 * 2)
+        assert estimate.checkpoint_every_s == pytest.approx(500 * estimate.step_s)
+
+
+@pytest.mark.parametrize(("zero_stage", "times"), [(0, 2), (1, 2), (2, 5), (3, 12)])
+def test_communication_counts_every_micro_batch_where_its_stage_does(zero_stage, times):
+    accumulating = recipe(zero_stage=zero_stage, global_batch_size=4096, micro_batch_size=32)
+    estimate = plan_pretraining(accumulating, nodes=4, gpus_per_node=8, gpu="h100")
+    assert estimate.accumulation == 4
+    sent = estimate.parameters * 2 * times * 31 / 32
+    assert estimate.communication_s == pytest.approx(sent / (8 * 50e9 / 2))
+    inside = plan_pretraining(recipe(zero_stage=1), nodes=1, gpus_per_node=8, gpu="h100")
+    assert inside.communication_s == pytest.approx(inside.parameters * 2 * 2 * 7 / 8 / (450e9 / 2))
+
+
+def test_overlap_hides_the_shorter_of_the_two():
+    overlapping = recipe(deepspeed={"zero_optimization": {"overlap_comm": True}})
+    estimate = plan_pretraining(overlapping, nodes=2, gpus_per_node=8, gpu="h100")
+    assert estimate.step_s == max(estimate.compute_s, estimate.communication_s)
+
+
+def test_recomputing_blocks_takes_time():
+    plain = plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="h100")
+    saving = recipe(model={"preset": "dreamdiffusion", "activation_checkpointing": True})
+    again = plan_pretraining(saving, nodes=1, gpus_per_node=8, gpu="h100")
+    assert 1.25 * plain.compute_s < again.compute_s < 4 / 3 * plain.compute_s
+
+
+def test_a_run_that_mostly_communicates_is_warned_of():
+    small = recipe(model={"preset": "7b"}, zero_stage=3, global_batch_size=512, micro_batch_size=2)
+    (warning,) = plan_pretraining(small, nodes=32, gpus_per_node=8, gpu="h100").warnings
+    assert "times as long as computing: take fewer nodes" in warning
+    assert plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="h100").warnings == []
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("vit_l", 1), ("vit_h", 4), ("2b", 8), ("7b", 8)])
+def test_shipped_recipes_mostly_compute_fit_and_save_every_quarter_of_an_hour(name, nodes):
+    shipped = recipes.load(ROOT / "recipes" / "pretrain" / f"{name}.yaml", PretrainRecipe)
+    estimate = plan_pretraining(shipped, nodes=nodes, gpus_per_node=8, gpu="h100")
+    assert estimate.fits
+    assert estimate.accumulation == 1
+    assert estimate.communication_s < 0.25 * estimate.step_s
+    assert 600 < estimate.checkpoint_every_s < 1800
 
 
 def test_what_cannot_be_planned_says_why():
