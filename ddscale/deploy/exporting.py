@@ -32,7 +32,7 @@ from ddscale.deploy.parity import (
     session,
 )
 from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations, run_half
-from ddscale.deploy.publishing import published
+from ddscale.deploy.publishing import check_is_export, published
 from ddscale.deploy.quantisation import KEPT, QUANTISED, quantise_graphs, quantised_names
 from ddscale.deploy.recipe import ExportRecipe
 from ddscale.deploy.reference import PartReference, Reference, draw_latents, refer
@@ -65,10 +65,10 @@ def export(recipe: ExportRecipe, say: Say = lambda line: None) -> list[Path]:
     """Write the recipe's folder. Returns the folder of each precision.
 
     say: told what is being done, a line each. Raises ValueError (ParityError when graphs compute something else than
-    PyTorch) and FileNotFoundError; nothing has then been published, and an earlier export is as it was.
+    PyTorch) and FileNotFoundError; nothing has then been published, and what was in `out` is as it was.
     """
     out = Path(recipe.out)
-    with published(out) as folder:
+    with published(out, check_is_export) as folder:
         source = load_source(recipe)
         parts, facts = parts_of(source), facts_of(source, recipe)
         reference = refer(source, parts, recipe, say)

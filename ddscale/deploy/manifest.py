@@ -198,7 +198,7 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(_nothing_here(Path(folder)))
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = _read(path)
             version = tree["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{path} is damaged ({error!r}): export again.") from None
@@ -277,6 +277,28 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def listed_files(folder: Path) -> list[str] | None:
+    """Names of an exported folder's files, whatever version of ddscale wrote it; None when it is none.
+
+    It is named as its precision; other folders with a manifest.json, such as EEG stores, are not.
+    """
+    try:
+        tree = _read(folder / FILE_NAME)
+        if tree["precision"] == folder.name and isinstance(tree["graphs"], dict):
+            return list(map(str, tree["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _read(path: Path) -> Any:
+    """Raises ValueError when it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _nothing_here(folder: Path) -> str:

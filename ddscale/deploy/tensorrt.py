@@ -27,6 +27,7 @@ from ddscale.deploy.engines import (
     sm_named,
 )
 from ddscale.deploy.manifest import GraphInfo, Manifest, sha256_of
+from ddscale.deploy.publishing import published
 from ddscale.deploy.runtime.tensorrt_engines import compute_capability, optional
 
 _TIMING_CACHE = "timing.cache"
@@ -96,25 +97,18 @@ def build_engines(
     sm = _required_gpu() if target == "here" else sm_named(target)
     name = folder_name(flavour, sm)
     folder = root / FOLDER / name
-    temporary = folder.with_name(f".{name}.building-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with published(folder) as new:
         timings = folder / _TIMING_CACHE
         if timings.is_file():
-            shutil.copy(timings, temporary)
+            shutil.copy(timings, new)
         engines = {}
         for graph in manifest.graphs:
             say(f"{graph}: building for {name}")
-            engines[graph] = _build_one(built_by, manifest, root, graph, sm, temporary)
+            engines[graph] = _build_one(built_by, manifest, root, graph, sm, new)
         record = EngineRecord(
             flavour, built_by.version, sm, SYSTEM, manifest.precision, manifest.profiles, engines
         )
-        record.save(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        record.save(new)
     return folder
 
 

@@ -16,7 +16,6 @@ from ddscale.deploy.parity import (
     compare_graph,
     relative_l2,
 )
-from ddscale.deploy.publishing import published
 from ddscale.deploy.writing import check_dimensions, describe_graph, weight_names, write_graph
 
 ROWS = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
@@ -185,60 +184,3 @@ def test_a_network_that_fixes_its_batch_is_not_written(tmp_path):
     part = _part(_Chunking())
     with pytest.raises(Exception, match="batch"):
         write_graph(part, tmp_path / "eeg_encoder.onnx", part.draw(4, torch.Generator()), half=False)
-
-
-def test_nothing_is_published_when_a_check_fails(tmp_path):
-    out = tmp_path / "export"
-    (out / "fp32").mkdir(parents=True)
-    (out / "fp32" / "manifest.json").write_text("the earlier one")
-
-    def fail():
-        with published(out) as folder:
-            (folder / "fp32").mkdir()
-            (folder / "fp32" / "unet.onnx").write_text("half done")
-            checks = Checks()
-            checks.hold("it", 1.0, 0.1)
-            checks.finish("fp32")
-
-    with pytest.raises(ParityError):
-        fail()
-    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
-        "export",
-        "export/fp32",
-        "export/fp32/manifest.json",
-    ]
-
-
-def test_a_finished_export_replaces_the_earlier_one_as_a_whole(tmp_path):
-    out = tmp_path / "export"
-    for precision in ("fp32", "fp16"):
-        with published(out) as folder:
-            (folder / precision).mkdir()
-            (folder / precision / "manifest.json").write_text(precision)
-            (folder / precision / "manifest.json").chmod(0o600)
-    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*.json"))] == [
-        "export/fp16/manifest.json"
-    ]
-    assert (out / "fp16" / "manifest.json").stat().st_mode & 0o777 == 0o644
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("...")
-    with (
-        pytest.raises(ValueError, match="thesis is there and is no earlier export"),
-        published(tmp_path / "thesis"),
-    ):
-        pytest.fail("it must not begin")
-    assert (tmp_path / "thesis" / "chapter1.tex").exists()
-
-
-def test_what_a_killed_export_left_behind_is_removed(tmp_path):
-    no_such_process = 2**22 - 3
-    left = tmp_path / f".export.exporting-{no_such_process}"
-    left.mkdir()
-    with published(tmp_path / "export") as folder:
-        (folder / "fp32").mkdir()
-        (folder / "fp32" / "manifest.json").write_text("")
-    assert not left.exists()
