@@ -341,4 +341,5 @@ class Finetuning:
             micro_batch_size=recipe.micro_batch_size,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            stores=self._loader.stores,
         )

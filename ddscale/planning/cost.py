@@ -127,8 +127,7 @@ def plan_pretraining(
         if channels
         else f"{model.n_channels} channels: the most that is read",
         f"{OVERHEAD_BYTES / GIB:.0f} GiB per GPU for CUDA, NCCL and fragmentation",
-        f"collectives at {COLLECTIVE_EFFICIENCY:.0%} of NVLink's rate inside a node, or of one 400 Gb/s adapter per GPU "
-        "between nodes",
+        f"collectives at {COLLECTIVE_EFFICIENCY:.0%} of NVLink in a node, of a 400 Gb/s adapter per GPU between nodes",
     ]
     warnings = []
     if communication_s > compute_s:

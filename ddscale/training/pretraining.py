@@ -30,6 +30,7 @@ from ddscale.training.settings import PretrainRecipe
 _MACHINERY = {
     "stores",
     "reader_threads",
+    "reads_at_once",
     "prefetch",
     "max_unreadable",
     "max_unreadable_fraction",
@@ -173,6 +174,7 @@ class Pretraining:
                 micro_batch_size=recipe.micro_batch_size,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
+                stores=self._loader.stores,
             )
         except ValueError as error:
             raise ValueError(

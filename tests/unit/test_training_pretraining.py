@@ -17,12 +17,13 @@ from launching import curve, rows, tiny_recipe, write_synthetic_store
 from ddscale import recipes
 from ddscale.models.encoder_folder import load_autoencoder, load_encoder
 from ddscale.models.masked_autoencoder import MaskedAutoencoder
+from ddscale.store import open_store
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
 from ddscale.training.convert import convert
 from ddscale.training.optimiser import parameter_groups
 from ddscale.training.ownership import only_run_in
-from ddscale.training.pretraining import pretrain
+from ddscale.training.pretraining import Pretraining, pretrain
 from ddscale.training.ranks import AgreedError, start
 from ddscale.training.runs import Display
 from ddscale.training.schedules import learning_rate
@@ -101,6 +102,15 @@ def test_a_row_has_what_other_tools_read(finished):
     assert 0 < last["mfu"] < 1
     assert set(last["loss_by_dataset"]) == {"four", "twenty"}
     assert [row["step"] for row in rows(run) if "val_loss" in row] == [6, 12]
+
+
+def test_training_and_validation_share_what_they_have_opened(ranks, store, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "ddscale.stream.loader.open_store", lambda path, *rest: opened.append(path) or open_store(path, *rest)
+    )
+    Pretraining(recipe(store, tmp_path / "run"), ranks).close()
+    assert opened == [str(store)]
 
 
 def test_the_loss_is_the_mean_over_the_datasets_windows(finished):
