@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -15,11 +16,13 @@ import numpy as np
 from ddscale.deploy import manifest as m
 from ddscale.deploy.graphs import latent_shape
 from ddscale.deploy.parity import END_TO_END_LIMITS, golden_limit
+from ddscale.deploy.quantisation import QUANTISED
 from ddscale.deploy.recipe import ExportRecipe
 from ddscale.deploy.reference import GUIDANCE, Reference, golden_arrays
 from ddscale.deploy.source import Source, hash_source
 
 _PACKAGES = ("ddscale", "torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy")
+_MODELOPT = "nvidia-modelopt"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def facts_of(source: Source, recipe: ExportRecipe) -> dict[str, Any]:
         latent = m.LatentInfo(channels, height, width, pipeline.codec.downsampling)
     named = {"conditioner": recipe.conditioner, "tiny_decoder": recipe.tiny_decoder}
     beside = {name: hash_source(Path(folder)) for name, folder in named.items() if folder}
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    packages = {name: version_of(name) for name in _PACKAGES}
     return {
         "kind": "encoder" if pipeline is None else "pipeline",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,6 +63,17 @@ def facts_of(source: Source, recipe: ExportRecipe) -> dict[str, Any]:
         "versions": {**packages, "python": platform.python_version()},
         "source": m.SourceInfo(str(source.path), hash_source(source.path), beside),
     }
+
+
+def version_of(package: str) -> str:
+    """An installed package's version. onnxruntime has several distributions, such as onnxruntime-gpu, for one module.
+
+    Raises ModuleNotFoundError when it is not installed.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(package).__version__)
 
 
 def describe(
@@ -84,7 +98,12 @@ def describe(
         table = reference.end_to_end.table
         limit = golden_limit(precision, END_TO_END_LIMITS[precision])
         end_to_end = m.EndToEndGolden(table.scheduler, table.steps, GUIDANCE, limit)
-    tolerances = {name: golden_limit(precision, limit) for name, limit in compared.limits.items()}
+    # Each of its own precision: decoders beside quantised graphs are as exact as in an fp32 export.
+    tolerances = {
+        name: golden_limit(compared.graphs[name].precision, limit) for name, limit in compared.limits.items()
+    }
+    if precision in QUANTISED:
+        facts = facts | {"versions": facts["versions"] | {_MODELOPT: version_of(_MODELOPT)}}
     files = {
         path.relative_to(folder).as_posix(): m.FileInfo(m.sha256_of(path), path.stat().st_size)
         for path in sorted(folder.rglob("*"))
