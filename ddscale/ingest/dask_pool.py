@@ -38,7 +38,7 @@ class OnDask:
         self._begun: dict[tuple[str, str], float] = {}  # (worker, key) -> when first seen to run
         self._threads = 0
         self._looked = float("-inf")
-        self._last_manned = time.monotonic()
+        self._unmanned_since: float | None = None
         self._look()
 
     @property
@@ -80,9 +80,9 @@ class OnDask:
         except OSError as error:
             raise self._gone(str(error)) from error
         self._threads = sum(threads.values())
-        if self._threads:
-            self._last_manned = now
-        elif now - self._last_manned > NOBODY_S:
+        if self._threads or self._unmanned_since is None:
+            self._unmanned_since = None if self._threads else now
+        elif now - self._unmanned_since > NOBODY_S:
             raise OSError(
                 f"The Dask scheduler at {self._address} has had no workers for {NOBODY_S / 60:.0f} minutes. Start "
                 f"some with `dask worker {self._address}`. {_CONTINUES}"
