@@ -26,7 +26,8 @@ RUN pip install --no-cache-dir --constraint constraints.txt numpy "$ENGINE" fast
 COPY LICENSE ./
 COPY ddscale/__init__.py ddscale/
 COPY ddscale/signal/__init__.py ddscale/signal/units.py ddscale/signal/
-COPY ddscale/deploy/__init__.py ddscale/deploy/manifest.py ddscale/deploy/engines.py ddscale/deploy/
+COPY ddscale/deploy/__init__.py ddscale/deploy/manifest.py ddscale/deploy/manifest_reading.py \
+    ddscale/deploy/engines.py ddscale/deploy/
 COPY ddscale/deploy/runtime ddscale/deploy/runtime
 COPY ddscale/deploy/serving ddscale/deploy/serving
 

@@ -23,12 +23,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import types
-import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from ddscale.deploy.manifest_reading import check_possible, decode, read_json
+
+# Raised when a key changes its meaning. One that is new has a default, and exports without it stay readable.
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 ENCODER, UNET, DECODER, TINY_DECODER = "eeg_encoder", "unet", "vae_decoder", "tiny_decoder"
@@ -198,7 +200,7 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(_nothing_here(Path(folder)))
         try:
-            tree = _read(path)
+            tree = read_json(path)
             version = tree["schema_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"{path} is damaged ({error!r}): export again.") from None
@@ -209,9 +211,13 @@ class Manifest:
                 f"{path} is of schema version {version!r}, this ddscale reads version {SCHEMA_VERSION}: {remedy}."
             )
         try:
-            return _decode(cls, tree, "manifest")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(f"{path} is damaged ({error}): export again.") from None
+            manifest = decode(cls, tree, "manifest")
+            check_possible(manifest)
+        except ValueError as error:
+            raise ManifestError(
+                f"{path} is damaged, or of a newer ddscale ({error}): export again, or update ddscale here."
+            ) from None
+        return manifest
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write manifest.json, atomically. Returns its path."""
@@ -226,24 +232,54 @@ class Manifest:
         temporary.replace(path)
         return path
 
-    def check_files(self, folder: str | os.PathLike[str], names: typing.Iterable[str] | None = None) -> None:
+    def check_files(self, folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> None:
         """Compare size and SHA-256 of every file, or of those named, with what was exported.
 
+        Graphs are compared together with their weights: a manifest that names no weights, or others, is found out.
         Raises ManifestError naming each file that is missing or changed.
         """
-        problems = []
-        for name in sorted(self.files) if names is None else names:
-            expected, path = self.files[name], Path(folder) / name
-            if not path.is_file():
-                problems.append(f"{name} is missing")
-            elif path.stat().st_size != expected.bytes:
-                problems.append(f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}")
-            elif (sha256 := sha256_of(path)) != expected.sha256:
-                problems.append(f"{name} has SHA-256 {sha256[:12]}... instead of {expected.sha256[:12]}...")
+        root = Path(folder)
+        wanted = dict.fromkeys(sorted(self.files) if names is None else names)
+        graphs = {name: graph for name, graph in self.graphs.items() if graph.file in wanted}
+        wanted |= dict.fromkeys(file for graph in graphs.values() for file in _files_of(graph))
+        problems = {name: said for name in wanted if (said := self._size_problem(root, name))}
+        held: set[str] = set()
+        for name, graph in graphs.items():
+            files = _files_of(graph)
+            if problems.keys() & {*files}:
+                continue
+            # Large: read once, unless something is wrong.
+            if sha256_of(*(root / file for file in files)) == graph.sha256:
+                held |= {*files}
+            elif not (
+                changed := {file: said for file in files if (said := self._content_problem(root, file))}
+            ):
+                problems[name] = f"{' with '.join(files)} is not what the manifest says of {name}"
+            else:
+                problems |= changed
+        for name in wanted:
+            if name not in held and name not in problems and (said := self._content_problem(root, name)):
+                problems[name] = said
         if problems:
             raise ManifestError(
-                f"{folder} is not what was exported: {'; '.join(problems)}. Copy the folder again, or export again."
+                f"{folder} is not what was exported: {'; '.join(problems.values())}. Copy the folder again, or "
+                "export again."
             )
+
+    def _size_problem(self, root: Path, name: str) -> str | None:
+        if not (root / name).is_file():
+            return f"{name} is missing"
+        if (size := (root / name).stat().st_size) != self.files[name].bytes:
+            return f"{name} has {size} bytes instead of {self.files[name].bytes}"
+        return None
+
+    def _content_problem(self, root: Path, name: str) -> str | None:
+        sha256, expected = sha256_of(root / name), self.files[name].sha256
+        return (
+            None
+            if sha256 == expected
+            else f"{name} has SHA-256 {sha256[:12]}... instead of {expected[:12]}..."
+        )
 
     def graph(self, name: str) -> GraphInfo:
         """A graph by name; ManifestError naming those there are."""
@@ -279,13 +315,17 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def _files_of(graph: GraphInfo) -> list[str]:
+    return [graph.file] if graph.data_file is None else [graph.file, graph.data_file]
+
+
 def listed_files(folder: Path) -> list[str] | None:
     """Names of an exported folder's files, whatever version of ddscale wrote it; None when it is none.
 
     It is named as its precision; other folders with a manifest.json, such as EEG stores, are not.
     """
     try:
-        tree = _read(folder / FILE_NAME)
+        tree = read_json(folder / FILE_NAME)
         if tree["precision"] == folder.name and isinstance(tree["graphs"], dict):
             return list(map(str, tree["files"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -293,54 +333,8 @@ def listed_files(folder: Path) -> list[str] | None:
     return None
 
 
-def _read(path: Path) -> Any:
-    """Raises ValueError when it is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _nothing_here(folder: Path) -> str:
     below = sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
     if below:
         return f"no {FILE_NAME} in {folder}; its exports are {', '.join(below)}: give {folder / below[0]}."
     return f"no {FILE_NAME} in {folder}: give a folder that export/to_onnx.py has written."
-
-
-T = TypeVar("T")
-
-
-def _decode(kind: type[T], value: Any, where: str) -> T:
-    """JSON to the dataclasses above, checking keys and types. Raises ValueError naming the place."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    result: Any
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is no mapping")
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind)}
-        if value.keys() != known:
-            raise ValueError(
-                f"{where} has other keys than it should: {', '.join(sorted(value.keys() ^ known))}"
-            )
-        result = kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in known})
-    elif origin is tuple and isinstance(value, list):
-        result = tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif origin is dict and isinstance(value, dict):
-        result = {name: _decode(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
-    elif origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return typing.cast(T, None)
-        fitting = [a for a in arguments if a is not type(None)]
-        plain = [a for a in fitting if isinstance(a, type) and isinstance(value, a)]
-        result = _decode((plain or fitting)[0], value, where)
-    elif origin is Literal and value in arguments:
-        result = value
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        result = float(value)
-    elif kind is Any or (kind in (int, str) and type(value) is kind):
-        result = value
-    else:
-        raise ValueError(f"{where} is {value!r}")
-    return typing.cast(T, result)

@@ -16,11 +16,27 @@ TOKENS = m.TensorInfo("tokens", "float32", ("batch", 16, 24))
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "eeg_encoder.onnx").write_bytes(b"a graph")
+    (tmp_path / "eeg_encoder.onnx.data").write_bytes(b"its weights")
     (tmp_path / "golden.npz").write_bytes(b"numbers")
+    (tmp_path / "weight_names.json").write_bytes(b"{}")
+    (tmp_path / "schedules").mkdir()
+    (tmp_path / "schedules" / "ddim-4.npz").write_bytes(b"a table")
     files = {
-        path.name: m.FileInfo(m.sha256_of(path), path.stat().st_size) for path in sorted(tmp_path.iterdir())
+        path.relative_to(tmp_path).as_posix(): m.FileInfo(m.sha256_of(path), path.stat().st_size)
+        for path in sorted(tmp_path.rglob("*"))
+        if path.is_file()
     }
-    graph = m.GraphInfo("eeg_encoder.onnx", None, "00", (EEG,), (TOKENS,), 20, "fp32", 12, 3.5)
+    graph = m.GraphInfo(
+        "eeg_encoder.onnx",
+        "eeg_encoder.onnx.data",
+        m.sha256_of(tmp_path / "eeg_encoder.onnx", tmp_path / "eeg_encoder.onnx.data"),
+        (EEG,),
+        (TOKENS,),
+        20,
+        "fp32",
+        12,
+        3.5,
+    )
     m.Manifest(
         kind="encoder",
         precision="fp32",
@@ -80,15 +96,69 @@ def test_another_schema_version_is_refused_naming_both(folder, version, remedy):
         (lambda tree: tree["graphs"]["eeg_encoder"].update(opset=None), r"eeg_encoder\.opset"),
         (lambda tree: tree["golden"].update(tolerances=[1]), r"golden\.tolerances"),
         (lambda tree: tree.pop("schema_version"), "schema_version"),
+        (lambda tree: tree["golden"].update(file="../golden.npz"), r"no checksum of \.\./golden\.npz"),
+        (lambda tree: tree["schedules"][0].update(file="other.npz"), r"no checksum of other\.npz"),
+        (lambda tree: _graph(tree).update(data_file="b.data"), r"no checksum of b\.data"),
+        (lambda tree: tree.update(channels=-5), "channels is -5"),
+        (lambda tree: tree.update(samples=0), "samples is 0"),
+        (lambda tree: tree.update(sfreq=0.0), "sfreq is 0"),
+        (lambda tree: tree.update(sfreq=float("nan")), "sfreq is nan"),
+        (lambda tree: tree.update(sfreq=10**400), "sfreq is 1000"),
+        (lambda tree: tree["profiles"][0].update(max=-3), "profile default: 1, 2, -3 are not"),
+        (lambda tree: tree["profiles"][0].update(min=0), "profile default: 0, 2, 4 are not"),
+        (lambda tree: tree["schedules"][0].update(steps=0), "steps of ddim is 0"),
+        (lambda tree: tree["files"]["golden.npz"].update(bytes=-1), r"golden\.npz\.bytes is -1"),
+        (
+            lambda tree: tree.update(latent=dict(channels=4, height=8, width=-8, downsampling=8)),
+            "width is -8",
+        ),
+        (lambda tree: tree["golden"]["tolerances"].update(unet=1.0), "tolerances has unet"),
+        (lambda tree: tree["golden"]["tolerances"].update(eeg_encoder=-1.0), "eeg_encoder is -1"),
+        (
+            lambda tree: _graph(tree)["inputs"][0].update(shape=["batch", 8, "time"]),
+            "eeg is float32 of shape",
+        ),
+        (lambda tree: _graph(tree)["inputs"][0].update(shape=[1, 8, 64]), "eeg is float32 of shape"),
+        (lambda tree: _graph(tree)["inputs"][0].update(shape=[]), "eeg is float32 of shape"),
+        (lambda tree: _graph(tree)["inputs"][0].update(dtype="object"), "eeg is object"),
+        (lambda tree: tree["graphs"].update({"../unet": _graph(tree)}), r"graphs has '\.\./unet'"),
     ],
 )
 def test_a_damaged_manifest_is_refused_naming_the_place(folder, change, named):
     _edit(folder, change)
-    with pytest.raises(m.ManifestError, match=f"damaged .*{named}"):
+    with pytest.raises(m.ManifestError, match=f"damaged.*{named}"):
         m.Manifest.load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff"])
+def _graph(tree):
+    return tree["graphs"]["eeg_encoder"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "./x", "a//x", "a/", "", "C:x", "a\\x", "..", "x\0"]
+)
+def test_names_that_lead_out_of_the_folder_are_refused(folder, name):
+    def rename(tree):
+        tree["files"][name] = tree["files"].pop("golden.npz")
+        tree["golden"]["file"] = name
+
+    _edit(folder, rename)
+    with pytest.raises(m.ManifestError, match=r"damaged.*no plain name below the folder"):
+        m.Manifest.load(folder)
+
+
+def test_keys_that_came_later_may_be_missing(folder):
+    """As `beside` in what was exported before there was one."""
+    expected = m.Manifest.load(folder)
+
+    def earlier(tree):
+        del tree["source"]["beside"], tree["notes"], tree["unit"]
+
+    _edit(folder, earlier)
+    assert m.Manifest.load(folder) == expected
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff", "[" * 200_000, '{"a":' * 100_000])
 def test_what_is_no_manifest_is_refused(folder, text):
     (folder / m.FILE_NAME).write_text(text)
     with pytest.raises(m.ManifestError, match="damaged"):
@@ -107,6 +177,41 @@ def test_all_that_is_wrong_with_files_is_said_at_once(folder):
     (folder / "golden.npz").unlink()
     with pytest.raises(m.ManifestError, match=r"has 5 bytes instead of 7; golden\.npz is missing"):
         m.Manifest.load(folder).check_files(folder)
+
+
+@pytest.mark.parametrize("name", ["eeg_encoder.onnx", "eeg_encoder.onnx.data"])
+def test_changed_weights_are_found_when_the_graph_alone_is_asked_for(folder, name):
+    changed = bytearray((folder / name).read_bytes())
+    changed[-1] ^= 1
+    (folder / name).write_bytes(changed)
+    with pytest.raises(m.ManifestError, match=f"exported: {name} has SHA-256"):
+        m.Manifest.load(folder).check_files(folder, ["eeg_encoder.onnx"])
+
+
+def test_a_manifest_that_disowns_the_weights_is_found_out(folder):
+    _edit(folder, lambda tree: _graph(tree).update(data_file=None))
+    (folder / "eeg_encoder.onnx.data").write_bytes(b"its w3ights")
+    with pytest.raises(
+        m.ManifestError, match=r"eeg_encoder\.onnx is not what the manifest says of eeg_encoder"
+    ):
+        m.Manifest.load(folder).check_files(folder, ["eeg_encoder.onnx"])
+
+
+def test_a_manifest_whose_checksums_were_changed_with_a_file_is_found_out(folder):
+    path = folder / "eeg_encoder.onnx.data"
+    path.write_bytes(b"its w3ights")
+    _edit(folder, lambda tree: tree["files"][path.name].update(sha256=m.sha256_of(path)))
+    with pytest.raises(m.ManifestError, match="is not what the manifest says of eeg_encoder"):
+        m.Manifest.load(folder).check_files(folder)
+
+
+def test_large_files_are_read_once(folder, monkeypatch):
+    read = []
+    known = m.sha256_of
+    monkeypatch.setattr(m, "sha256_of", lambda *paths: [read.extend(paths), known(*paths)][1])
+    manifest = m.Manifest.load(folder)
+    manifest.check_files(folder)
+    assert sorted(path.relative_to(folder).as_posix() for path in read) == sorted(manifest.files)
 
 
 def test_the_folder_above_says_which_exports_it_has(folder):

@@ -46,7 +46,11 @@ def rewrite(folder, **changes):
         for name in manifest.files
         if (folder / name).is_file()
     }
-    dataclasses.replace(manifest, **{"files": files, **changes}).save(folder)
+    graphs = {
+        name: dataclasses.replace(graph, sha256=sha256_of(folder / graph.file))
+        for name, graph in manifest.graphs.items()
+    }
+    dataclasses.replace(manifest, **{"files": files, "graphs": graphs, **changes}).save(folder)
 
 
 # Drawing
@@ -446,13 +450,14 @@ def test_swapped_engines(folder, on_an_ada_gpu):
 
 
 def test_engines_of_other_weights(folder, on_an_ada_gpu):
-    with_engines(folder, on_an_ada_gpu)
-    manifest = Manifest.load(folder)
+    from ddscale.deploy.engines import EngineRecord
+
+    target = with_engines(folder, on_an_ada_gpu)
+    record = EngineRecord.load(target)
     other = {
-        name: dataclasses.replace(graph, sha256="0" * 63 + str(i))
-        for i, (name, graph) in enumerate(manifest.graphs.items())
+        name: dataclasses.replace(engine, graph_sha256="0" * 64) for name, engine in record.engines.items()
     }
-    rewrite(folder, graphs=other)
+    dataclasses.replace(record, engines=other).save(target)
     with pytest.raises(ManifestError, match="built from other weights"):
         EEGToImage.load(folder, "tensorrt")
 

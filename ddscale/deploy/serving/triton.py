@@ -34,6 +34,7 @@ _MODULES = (
     "__init__.py",
     "deploy/__init__.py",
     "deploy/manifest.py",
+    "deploy/manifest_reading.py",
     "deploy/runtime/__init__.py",
     "deploy/runtime/folder.py",
     "deploy/runtime/generation.py",
