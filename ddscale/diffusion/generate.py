@@ -5,10 +5,8 @@ Shape letters: B windows, T samples, C channels.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from ddscale.diffusion.conditioning import Condition
 from ddscale.diffusion.draws import Purpose, integers
 from ddscale.diffusion.pipeline import EEGToImagePipeline, SchedulerName, scheduler_named
 from ddscale.recipes import Settings
+from ddscale.store.layout import written_whole
 
 GRID = "grid.png"
 _GAP = 4
@@ -110,7 +109,8 @@ def generate(
                 path = target / f"{_file_name(window.key)}-{sample}.png"
                 sidecar = _sidecar(path.name, window, sample, seed, settings, pipeline, facts or {})
                 _write_picture(image, path)
-                _write(path.with_suffix(".json"), json.dumps(sidecar, indent=2, ensure_ascii=False).encode())
+                with written_whole(path.with_suffix(".json")) as temporary:
+                    temporary.write_text(json.dumps(sidecar, indent=2, ensure_ascii=False), encoding="utf-8")
                 results.append(Generated(window.key, sample, path, image))
             if len(rows) < settings.grid_rows:
                 rows.append([*([window.seen] if window.seen is not None else []), *images[own]])
@@ -203,15 +203,5 @@ def _file_name(key: str) -> str:
 
 
 def _write_picture(image: Image.Image, path: Path) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        image.save(temporary, format="PNG")

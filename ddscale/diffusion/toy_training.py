@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ddscale.diffusion.draws import Purpose, generator, uniform
 from ddscale.diffusion.objective import NoiseLevels, add_noise, noise_errors, sample_latents
 from ddscale.diffusion.toy import Toy, ToySettings, build_toy, save_toy
 from ddscale.recipes import Settings
+from ddscale.store.layout import written_whole
 
 DESCRIPTION = "toy.json"
 
@@ -107,7 +107,8 @@ def train_toy(
         },
         "seconds": round(time.monotonic() - started, 1),
     }
-    _write(target / DESCRIPTION, json.dumps(facts, indent=2) + "\n")
+    with written_whole(target / DESCRIPTION) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return target
 
 
@@ -125,15 +126,6 @@ def _is_finished(folder: Path, fingerprint: str) -> bool:
     except ValueError as error:
         raise ValueError(f"{folder / DESCRIPTION} is not valid JSON ({error}): remove the folder.") from error
     return bool(facts.get("fingerprint") == fingerprint)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _train_clip(

@@ -16,6 +16,7 @@ from ddscale.reporting import exports, finetuned, plots
 from ddscale.reporting.reconstructions import MODEL, HeldOut, reconstruct_held_out
 from ddscale.reporting.tables import channel_range, duration
 from ddscale.store import describe
+from ddscale.store.layout import written_whole
 from ddscale.training.settings import PretrainRecipe, TrainingSettings
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ def write_report(
         environment=json.dumps(starts, indent=2, ensure_ascii=False),
     )
     report = folder / "report.html"
-    temporary = folder / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(report)
+    with written_whole(report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return report
 
 
