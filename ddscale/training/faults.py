@@ -20,7 +20,7 @@ from ddscale.training.tolerance import Tolerated, append_line
 
 INJECTION_VARIABLE = "DDSCALE_INJECT"
 _FAULT = re.compile(r"(?P<kind>[a-z-]+)@rank=(?P<rank>\d+),step=(?P<first>\d+)(?:-(?P<last>\d+))?")
-_KINDS = ("nan", "kill", "terminate", "kill-in-checkpoint", "fail-in-checkpoint")
+_KINDS = ("nan", "kill", "hang", "terminate", "kill-in-checkpoint", "fail-in-checkpoint")
 
 
 class FaultLog:
@@ -66,8 +66,8 @@ class Injection:
     """Faults that a test orders by the environment variable DDSCALE_INJECT.
 
     `nan@rank=1,step=5-7` makes rank 1's loss NaN at steps 5 to 7 (the first step is 1); `kill` ends the process
-    as kill -9 does, `terminate` sends it SIGTERM, `kill-in-checkpoint` kills it while that step's checkpoint is
-    written, `fail-in-checkpoint` makes its disk full then. Several are joined by `;`.
+    as kill -9 does, `terminate` sends it SIGTERM, `hang` keeps it from going on, `kill-in-checkpoint` kills it while
+    that step's checkpoint is written, `fail-in-checkpoint` makes its disk full then. Several are joined by `;`.
     """
 
     faults: tuple[tuple[str, int, int], ...]
@@ -92,6 +92,8 @@ class Injection:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._ordered("terminate", step):
             os.kill(os.getpid(), signal.SIGTERM)
+        if self._ordered("hang", step):
+            time.sleep(24 * 3600)
 
     def in_loss(self, loss: torch.Tensor, step: int) -> torch.Tensor:
         """The loss as it is, or spoilt."""

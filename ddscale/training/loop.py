@@ -25,6 +25,7 @@ from ddscale.training.settings import TrainingSettings
 from ddscale.training.stopping import StopRequest
 from ddscale.training.throughput import Stopwatch
 from ddscale.training.tolerance import warn
+from ddscale.training.watchdog import Watchdog
 
 
 class Terms(NamedTuple):
@@ -98,6 +99,7 @@ def train(
     ranks: Ranks,
     checkpoints: Checkpoints,
     fault_log: FaultLog,
+    watchdog: Watchdog,
     injection: Injection,
     write_row: Callable[[dict[str, Any]], None],
     describe_run: Callable[[], dict[str, Any]],
@@ -115,6 +117,7 @@ def train(
     engine.train()
     with StopRequest() as stop:
         while step < settings.steps:
+            watchdog.doing(f"step {step + 1}")
             with watch.waiting():
                 micro_batches = next(batches)
             step += 1
@@ -149,6 +152,7 @@ def train(
             validating = settings.validation.every and (step % settings.validation.every == 0 or last)
             measured: dict[str, float] = {}
             if validating and not stopping:
+                watchdog.doing(f"the validation after step {step}")
                 with watch.paused("validation_s"):
                     engine.eval()
                     measured = task.validate(engine)
@@ -181,6 +185,7 @@ def train(
                 last_row = step
 
             if step % settings.checkpoint.every == 0 or last or stopping:
+                watchdog.doing(f"saving step {step}")
                 state = {"step": step, "task": task.state(), **describe_run()}
                 try:
                     with watch.paused("checkpoint_s"):

@@ -8,8 +8,9 @@ import logging
 import os
 import socket
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,15 @@ import torch.distributed as dist
 
 # What a person running training can mend; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
+
+COLLECTIVE_LIMIT = "DEEPSPEED_TIMEOUT"
+"""Environment variable, of all ranks alike: minutes that a rank waits for the others in a collective; 10 by default."""
+
+# While rank 0 works alone the others hear of it this often, so that their wait does not count as one for a lost rank.
+_SIGN_OF_LIFE_S = 5.0
+
+# How gloo says that the limit was reached; NCCL ends the process and says so itself.
+_TIMED_OUT = "Timed out waiting"
 
 # How gloo and NCCL say that the other end of a connection is gone.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
@@ -67,6 +77,35 @@ class Ranks:
         """Wait until every rank is here."""
         if self.world_size > 1:
             dist.barrier()
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Run `work` on rank 0 while the others wait, longer than the limit of a collective if need be.
+
+        Raises AgreedError on every rank when it fails in a way that a user can mend.
+        """
+        with self.agreeing():
+            if self.world_size == 1:
+                work()
+            elif self.is_main:
+                done = threading.Event()
+                # The work stays in this thread: a thread has its own current device, and signals come here.
+                alive = threading.Thread(target=self._hear_of_main, args=(done,), name="sign of life")
+                alive.start()
+                try:
+                    work()
+                finally:
+                    done.set()
+                    alive.join()
+            else:
+                self._hear_of_main(None)
+
+    def _hear_of_main(self, done: threading.Event | None) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        finished = False
+        while not finished:
+            mine = done is not None and done.wait(_SIGN_OF_LIFE_S)
+            finished = bool(self.sum_(torch.tensor(float(mine), device=self.device)).item())
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
@@ -124,6 +163,7 @@ def start() -> Ranks:
         device = torch.device("cuda", local_rank)
     else:
         device = torch.device("cpu")
+    _check_limit()
     deepspeed = quiet_deepspeed()
     with contextlib.redirect_stdout(io.StringIO()):  # prints that it found its compiled kernel
         deepspeed.init_distributed(
@@ -155,6 +195,14 @@ def session() -> Iterator[Ranks]:
         if isinstance(error, USER_ERRORS):
             print(f"error: {me}: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
+        if isinstance(error, RuntimeError) and _TIMED_OUT in str(error):
+            print(
+                f"error: {me} has waited {_limit()} minutes for another rank. The warnings above and the run folder's "
+                f"`stalled` say what each rank was doing; {COLLECTIVE_LIMIT} sets another limit, in minutes.",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(1)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER):
             print(
                 f"error: {me} lost contact with another rank, which ended first", file=sys.stderr, flush=True
@@ -178,6 +226,15 @@ def quiet_deepspeed() -> Any:
     import deepspeed
 
     return deepspeed
+
+
+def _limit() -> str:
+    return os.environ.get(COLLECTIVE_LIMIT, "10")
+
+
+def _check_limit() -> None:
+    if not _limit().isdecimal() or int(_limit()) == 0:
+        raise ValueError(f"{COLLECTIVE_LIMIT} is {_limit()!r}: give whole minutes, such as 10.")
 
 
 def _free_port() -> int:

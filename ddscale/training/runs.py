@@ -23,6 +23,7 @@ from ddscale.training.settings import TrainingSettings
 from ddscale.training.telemetry import Telemetry, finite, host, validation_line, write_provenance
 from ddscale.training.throughput import peak_flops
 from ddscale.training.tolerance import Tolerated
+from ddscale.training.watchdog import Watchdog
 
 
 @dataclass
@@ -51,10 +52,13 @@ def run(
             injection = Injection.from_environment(ranks.rank)
             if ranks.is_main:
                 cleanup.enter_context(only_run_in(folder))
+        watchdog = cleanup.enter_context(Watchdog(folder / "stalled", ranks.rank, settings.stall_minutes))
+        watchdog.doing("opening the stores")
         with ranks.agreeing():
             task = make_task()
             cleanup.callback(task.close)
 
+        watchdog.doing("verifying the newest checkpoint")
         found, complaints = checkpoints.newest_intact()
         with ranks.agreeing():
             first_step = _prepare_resume(found, complaints, folder, settings, task, ranks)
@@ -63,6 +67,7 @@ def run(
                 display.say(f"warning: {complaint}")
             display.say(_opening_line(settings, found, ranks))
 
+        watchdog.doing("building the engine")
         universal = bool(found and found.state["universal"])
         engine = build_engine(settings, task.make_model, ranks, universal, task.builds_whole)
         if ranks.is_main:
@@ -108,17 +113,21 @@ def run(
                     display.say(validation_line(row))
 
         stopped_by = train(
-            engine, task, settings, ranks, checkpoints, FaultLog(folder / "faults.jsonl"), injection, write_row,
-            lambda: _run_state(settings, task, ranks), first_step, None if None in all_peaks else sum(all_peaks),
+            engine, task, settings, ranks, checkpoints, FaultLog(folder / "faults.jsonl"), watchdog, injection,
+            write_row, lambda: _run_state(settings, task, ranks), first_step,
+            None if None in all_peaks else sum(all_peaks),
         )  # fmt: skip
         if stopped_by is None:
             averages = averaged_weights(engine, keep=ranks.is_main) if settings.ema else {}
-            with ranks.agreeing():
-                if ranks.is_main:
-                    last = checkpoints.folder / f"step-{settings.steps:08d}"
-                    facts = {"run": str(folder), **_trained(settings, task)}
-                    for line in task.export({**full_weights(engine, last), **averages}, folder, facts):
-                        display.say(line)
+            watchdog.doing("exporting the model on rank 0")
+
+            def export() -> None:
+                last = checkpoints.folder / f"step-{settings.steps:08d}"
+                facts = {"run": str(folder), **_trained(settings, task)}
+                for line in task.export({**full_weights(engine, last), **averages}, folder, facts):
+                    display.say(line)
+
+            ranks.on_main(export)
         return stopped_by
 
 

@@ -114,6 +114,10 @@ class TrainingSettings(Settings):
     max_skipped_steps: int = Field(default=20, ge=1)
     """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
 
+    stall_minutes: float = Field(default=5.0, gt=0)
+    """Minutes without a step after which every rank says what it is doing, and writes its stacks to the run folder's
+    `stalled`. Less than what collectives wait for each other: 10 minutes, or the environment's DEEPSPEED_TIMEOUT."""
+
     compile: bool = False
     """torch.compile the model: faster steps after a start of minutes; not bitwise equal to the uncompiled one."""
 

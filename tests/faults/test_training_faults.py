@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from launching import ROOT, curve, launch, rows, tiny_recipe, write_synthetic_store
+from launching import ROOT, curve, launch, launched, output_of, rows, tiny_recipe, write_synthetic_store
 
 from ddscale.models.encoder_folder import load_autoencoder
 
@@ -116,6 +117,28 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run_with_path_and_re
     assert not (run / "encoder").exists()
     launch(recipe).succeeded()
     assert curve(run) == curve(healthy)
+
+
+def test_when_a_rank_hangs_every_rank_says_what_it_is_doing(store, tmp_path):
+    run = tmp_path / "run"
+    recipe = tiny_recipe(store, run, zero_stage=2, stall_minutes=0.1)
+    expected = {
+        0: "at step 4 for 0.1 min, in all_reduce (",  # where it waits for the other
+        1: "at step 4 for 0.1 min, in at_step (training/faults.py:",
+    }
+    stalled = {rank: run / "stalled" / f"rank-{rank:05}.txt" for rank in expected}
+    with launched(recipe, inject="hang@rank=1,step=4"):
+        for _ in range(1200):
+            if all(path.is_file() and path.stat().st_size for path in stalled.values()):
+                break
+            time.sleep(0.1)
+        said = output_of(recipe)
+    for rank, what in expected.items():
+        told = stalled[rank].read_text()
+        assert f"rank {rank} (" in told
+        assert what in told
+        assert what in said
+        assert "most recent call first" in told
 
 
 def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed_and_the_one_before_is_used(
