@@ -150,6 +150,7 @@ class Collator:
         image_rows: Sequence[NDArray[np.integer]] | None = None,
         short_trials: Literal["pad", "stretch"] = "pad",
         retry_s: float = 0.0,
+        reads_at_once: int = 1,
     ):
         self._stores = tuple(stores)
         self._order = order
@@ -158,7 +159,7 @@ class Collator:
         self._window_samples = window_samples
         self._image_rows = image_rows
         self._short_trials = short_trials
-        self._read = WindowReads(stores, retry_s)
+        self._read = WindowReads(stores, retry_s, reads_at_once)
 
     def __call__(self, number: int, slot: Slot) -> tuple[HostBatch, list[Fault]]:
         """Fill the slot with micro-batch `number`; also says which windows could not be read."""
@@ -231,6 +232,10 @@ class Collator:
     def stop(self) -> None:
         """Wait for no failing storage any more."""
         self._read.stop()
+
+    def close(self) -> None:
+        """End what reads, once no thread calls any more."""
+        self._read.close()
 
     def _image_rows_of(self, at: Located) -> NDArray[np.int64]:
         assert self._image_rows is not None

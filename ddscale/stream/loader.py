@@ -219,8 +219,9 @@ class Loader:
             )
         if state["probe"] != self._probe:
             raise ValueError(
-                "The same settings no longer give the checkpoint's order of windows, so grain's permutation must have "
-                "changed: install the version of grain in the run's environment.json to resume this run."
+                "The same settings no longer give the checkpoint's order of windows, so grain's permutation or "
+                "ddscale's blocks must have changed: install the versions of grain and ddscale in the run's "
+                "environment.json to resume this run."
             )
         self._go_to(int(state["samples_seen"]))
 
@@ -269,6 +270,7 @@ class Loader:
             None if self.pictures is None else self.pictures.rows_of_records,
             settings.short_trials,
             settings.retry_s,
+            settings.reads_at_once,
         )
         last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)
         ahead = ReadAhead(collator, self._slots, threads, last)
@@ -312,6 +314,7 @@ class _Positions:
 def _end_reading(collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]]) -> None:
     collator.stop()
     ahead.close()
+    collator.close()
 
 
 def open_stores(settings: StreamSettings) -> list[Store]:

@@ -184,20 +184,21 @@ class _ExactMixture(grain.transforms.DatasetSelectionMap):
 
 
 class _BlockShuffle(grain.MapDataset):
-    """Window numbers shuffled in blocks of shards: blocks permuted, windows permuted within their block.
+    """Window numbers shuffled in blocks of shards: shards permuted, windows permuted within each few of them.
 
+    A block's shards come from anywhere, so that it holds recordings of many datasets and people, each epoch others.
     windows: the window numbers of a dataset. edges: window numbers where shards begin, ascending.
     Like grain's shuffle, positions beyond the end continue with the next epoch's permutation. A new epoch costs
-    one permutation of the blocks (thousands), whatever the number of windows.
+    one permutation of the shards (thousands), whatever the number of windows.
     """
 
     def __init__(self, windows: range, edges: NDArray[np.int64], block_shards: int, seed: int):
         inner = edges[(edges > windows.start) & (edges < windows.stop)].tolist()
-        starts = [windows.start, *inner][::block_shards]
-        self._blocks = [range(a, b) for a, b in zip(starts, [*starts[1:], windows.stop], strict=True)]
+        self._firsts = np.array([windows.start, *inner], np.int64)
+        self._lengths = np.diff(self._firsts, append=windows.stop)
         self._length = len(windows)
+        self._block_shards = block_shards
         self._seed = seed
-        self._lengths = np.array([len(block) for block in self._blocks])
         super().__init__([])
         self._epoch = functools.lru_cache(maxsize=4)(self._lay_out_epoch)
         self._within = functools.lru_cache(maxsize=64)(self._shuffle_block)
@@ -207,17 +208,25 @@ class _BlockShuffle(grain.MapDataset):
 
     def __getitem__(self, index: int) -> int:  # type: ignore[override]
         epoch, index = divmod(index, self._length)
-        order, starts = self._epoch(epoch)
-        place = int(starts.searchsorted(index, side="right")) - 1
-        return self._within(epoch, int(order[place]))[index - int(starts[place])]
+        shards, starts = self._epoch(epoch)
+        block = (int(starts.searchsorted(index, side="right")) - 1) // self._block_shards
+        first, shuffled = self._within(epoch, block)
+        place = shuffled[index - first]
+        at = int(starts.searchsorted(place, side="right")) - 1
+        return int(self._firsts[shards[at]]) + place - int(starts[at])
 
     def _lay_out_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Blocks in the order of an epoch, and the index at which each begins."""
-        order = _permutation(len(self._blocks), "blocks", self._seed, epoch)
-        return order, np.cumsum(self._lengths[order]) - self._lengths[order]
+        """Shards in the order of an epoch, and the index at which each begins."""
+        shards = _permutation(len(self._firsts), "shards", self._seed, epoch)
+        return shards, np.cumsum(self._lengths[shards]) - self._lengths[shards]
 
-    def _shuffle_block(self, epoch: int, block: int) -> grain.MapDataset:
-        return _shuffle(self._blocks[block], named_seed("ddscale block", self._seed, epoch, block, bits=32))
+    def _shuffle_block(self, epoch: int, block: int) -> tuple[int, grain.MapDataset]:
+        """The index at which a block begins, and the indices of the block, shuffled."""
+        _, starts = self._epoch(epoch)
+        edges = [*starts[:: self._block_shards].tolist(), self._length]
+        first, stop = edges[block : block + 2]
+        seed = named_seed("ddscale block", self._seed, epoch, block, bits=32)
+        return first, _shuffle(range(first, stop), seed)
 
 
 def _shares_of_datasets(weights: dict[str, float], index: WindowIndex) -> dict[str, int]:

@@ -74,17 +74,23 @@ class StreamSettings(Settings):
     dataset exactly once per epoch."""
 
     shuffle: Literal["global", "block"] = "global"
-    """`global`: any window can follow any other. `block`: windows of a few shards at a time, for disks that
-    seek slowly; neighbours in time meet in a batch more often."""
+    """`global`: any window can follow any other, and almost every one is in another file than the last. `block`:
+    windows of a few shards from anywhere at a time, for large stores on disks or networks that open and seek slowly;
+    windows of a recording meet in a batch more often."""
 
     block_shards: int = Field(default=8, ge=1)
-    """Shards in a block of the block shuffle: more mix better, fewer read more nearly in sequence."""
+    """Shards in a block of the block shuffle (of each dataset, with weights): more mix better, fewer read more nearly
+    in sequence. Let a block last for many global batches of different recordings."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides order, masks and channel crops; same seed, same stores: same batches on any number of ranks."""
 
     reader_threads: int = Field(default=2, ge=0)
     """Threads that read ahead on each rank; 0 reads while the training waits."""
+
+    reads_at_once: int = Field(default=1, ge=1, le=256)
+    """Reads under way at a time on each rank for the micro-batches being read: 16 hide the latency of a network file
+    system; a local disk gains little."""
 
     prefetch: int = Field(default=4, ge=1)
     """Micro-batches read ahead on each rank, never less than one step of them; each costs its int16 windows in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -36,14 +37,18 @@ class Unread(NamedTuple):
 class WindowReads:
     """Reads windows for all reader threads of a loader.
 
+    at_once: reads of a micro-batch under way at a time; they share the threads of the loader's micro-batches.
+
     A read that the storage fails is tried again: the failed ones of a micro-batch together, for `retry_s` in all,
     so that an outage costs a micro-batch that long and not each of its windows. A shard that stays unreadable
     meanwhile is not waited for again until a read of it succeeds.
     """
 
-    def __init__(self, stores: Sequence[Store], retry_s: float) -> None:
+    def __init__(self, stores: Sequence[Store], retry_s: float, at_once: int) -> None:
         self._stores = tuple(stores)
         self._retry_s = retry_s
+        self._at_once = at_once
+        self._pool = ThreadPoolExecutor(at_once, "ddscale-reads") if at_once > 1 else None
         self._stopped = threading.Event()
         self._given_up: set[tuple[int, int]] = set()
 
@@ -51,21 +56,35 @@ class WindowReads:
         """Wait for no storage any more: nobody wants the windows."""
         self._stopped.set()
 
+    def close(self) -> None:
+        """End the threads, once no reader calls any more."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
     def __call__(self, windows: Iterable[WindowRead]) -> list[Unread]:
         """Fill every window's `out_TC`; those that could not be read. Other failures are raised and name the record."""
-        failed, lost = self._read(windows), []
+        failed, lost = self._read_at_once(list(windows)), []
         for delay in delays(self._retry_s):
             lost += [one for one in failed if not self._may_recover(one)]
             failed = [one for one in failed if self._may_recover(one)]
             if not failed or self._stopped.wait(delay):
                 break
-            failed = self._read(one.window for one in failed)
+            failed = self._read_at_once([one.window for one in failed])
         else:
             self._given_up |= {self._shard(one.window) for one in failed if one.error.transient}
         return sorted(lost + failed, key=lambda one: one.window.sample)
 
     def _may_recover(self, unread: Unread) -> bool:
         return unread.error.transient and self._shard(unread.window) not in self._given_up
+
+    def _read_at_once(self, windows: list[WindowRead]) -> list[Unread]:
+        # Windows of a shard one after another, as they lie: a file is opened once, and a disk need not go back.
+        windows = sorted(windows, key=lambda window: (window.store, window.row, window.start))
+        if self._pool is None or len(windows) < 2:
+            return self._read(windows)
+        size = -(-len(windows) // self._at_once)
+        parts = [windows[first : first + size] for first in range(0, len(windows), size)]
+        return [one for part in self._pool.map(self._read, parts) for one in part]
 
     def _read(self, windows: Iterable[WindowRead]) -> list[Unread]:
         failed = []

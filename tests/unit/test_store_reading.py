@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +17,7 @@ import pytest
 
 from ddscale.store import ArrayRecording, describe, open_store, write_store
 from ddscale.store.identity import subject_hash
-from ddscale.store.shard_files import ReadError, ShardFiles
+from ddscale.store.shard_files import OpenFiles, ReadError, ShardFiles
 
 SFREQ = 64.0
 
@@ -86,13 +88,13 @@ def test_any_window_comes_back_as_written(path):
 
 def test_threads_share_a_store_and_a_few_open_files(path):
     store = open_store(path)
-    store._files._limit = 1
+    files = store._files._files = OpenFiles(most=1)
     jobs = np.random.default_rng(2).integers(0, len(store), 400).tolist()
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: store.read(row, 10, 90), jobs))
     for row, window_TC in zip(jobs, found, strict=True):
         assert np.array_equal(window_TC, original(store, row)[10:90])
-    assert len(store._files._open) == 1
+    assert len(files) == 1
     store.close()
     assert np.array_equal(store.read(0, 0, 5), original(store, 0)[:5])  # opens again
 
@@ -263,7 +265,7 @@ def test_what_is_no_store_is_said_to_be_none(path, tmp_path):
 def test_a_descriptor_in_use_outlives_its_dismissal(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode() * 10)
-    files = ShardFiles(lambda code: os.open(tmp_path / "ab"[code], os.O_RDONLY), limit=1)
+    files = ShardFiles(lambda code: os.open(tmp_path / "ab"[code], os.O_RDONLY), shared_with=OpenFiles(1))
     with files.opened(0) as (descriptor, _):
         with files.opened(1):
             pass
@@ -309,9 +311,11 @@ def failing_reads(monkeypatch, path, fails):
 
 def test_a_handle_that_went_stale_is_opened_anew(path, monkeypatch):
     store = open_store(path)
+    files = store._files._files = OpenFiles()
     for row in range(len(store)):
         store.read(row, 0, 5)
-    stale = {file.descriptor for file in store._files._open.values()}
+    stale = {file.descriptor for file in files._open.values()}
+    assert len(stale) == len(store.shard_names)
     # A closed number is given to the next file that is opened: it must not look stale, too.
     closed = os.close
     monkeypatch.setattr(os, "close", lambda descriptor: descriptor in stale or closed(descriptor))
@@ -358,3 +362,53 @@ def test_damage_is_not_waited_for(path, tmp_path, monkeypatch):
     with pytest.raises(ReadError) as caught:
         gone.read_into(0, 0, 640, np.empty((640, 2), np.int16))
     assert caught.value.transient
+
+
+def test_stores_share_the_descriptors_that_a_process_may_have(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 10)
+
+    def open_one(code):
+        return os.open(tmp_path / "ab"[code], os.O_RDONLY)
+
+    shared = OpenFiles(most=3)
+    one, other = (ShardFiles(open_one, shared_with=shared) for _ in range(2))
+    for files, code in ((one, 0), (one, 1), (other, 0), (other, 1), (one, 0)):
+        with files.opened(code) as (descriptor, _):
+            assert os.pread(descriptor, 2, 0) == (b"aa", b"bb")[code]
+        assert len(shared) <= 3
+    del other
+    assert len(shared) == 1, "a store that is dropped leaves no file open"
+    one.close()
+    assert len(shared) == 0
+
+
+def test_a_process_without_descriptors_left_closes_shards_it_may_need_again(tmp_path):
+    for code in range(4):
+        (tmp_path / str(code)).write_bytes(b"x")
+    left = []
+
+    def open_one(code):
+        if len(shared) > 2:
+            left.append(len(shared))
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return os.open(tmp_path / str(code), os.O_RDONLY)
+
+    shared = OpenFiles(most=100)
+    files = ShardFiles(open_one, shared_with=shared)
+    for code in range(4):
+        with files.opened(code) as (descriptor, _):
+            assert os.pread(descriptor, 1, 0) == b"x"
+    assert left == [3]
+    files.close()
+
+
+@pytest.mark.parametrize(("soft", "hard", "shards"), [(1024, 524288, 8192), (1024, 1024, 512), (64, 64, 16)])
+def test_the_limit_of_descriptors_is_raised_as_far_as_allowed(soft, hard, shards):
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, min({hard}, "
+        "resource.getrlimit(resource.RLIMIT_NOFILE)[1])));"
+        "from ddscale.store.shard_files import _most_open; print(_most_open())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(said.stdout) == shards

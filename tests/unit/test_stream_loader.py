@@ -269,7 +269,7 @@ def test_what_does_not_change_the_order_may_change(store):
 def test_another_permutation_is_noticed(store):
     with (
         Loader(settings(store), global_batch_size=G, micro_batch_size=8) as loader,
-        pytest.raises(ValueError, match="version of grain"),
+        pytest.raises(ValueError, match="versions of grain"),
     ):
         loader.restore({**loader.state(), "probe": 1})
 
@@ -352,6 +352,17 @@ def test_a_step_stays_as_it_is_until_the_next_is_asked_for(store, threads, micro
             before = [contents(batch) for batch in step]
             time.sleep(0.02)
             assert [contents(batch) for batch in step] == before
+
+
+def test_several_reads_at_once_fill_the_same_batches(store):
+    plain, parallel = settings(store, reader_threads=0), settings(store, reader_threads=2, reads_at_once=5)
+    with (
+        Loader(plain, global_batch_size=G, micro_batch_size=12) as one,
+        Loader(parallel, global_batch_size=G, micro_batch_size=12) as other,
+    ):
+        for _ in range(6):
+            assert [contents(batch) for batch in next(one)] == [contents(batch) for batch in next(other)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddscale-read")]
 
 
 def test_memory_is_allocated_once(store):
