@@ -185,6 +185,9 @@ class Finetuning:
     def new_faults(self) -> list[dict[str, Any]]:
         return self._unreadable.new(self._loader, self._held_out)
 
+    def unreadable_windows(self) -> int:
+        return self._unreadable.windows(self._loader, self._held_out)
+
     @torch.no_grad()
     def validate(self, engine: Any) -> dict[str, float]:
         """Losses on pictures that are not trained on, the same trials and noise each time.

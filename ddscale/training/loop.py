@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddscale.training.checkpoints import Checkpoints, SaveError
 from ddscale.training.faults import FaultLog, Injection, SkippedSteps
 from ddscale.training.optimiser import set_learning_rate
-from ddscale.training.ranks import Ranks
+from ddscale.training.ranks import AgreedError, Ranks
 from ddscale.training.schedules import learning_rate
 from ddscale.training.settings import TrainingSettings
 from ddscale.training.stopping import StopRequest
@@ -80,7 +80,10 @@ class Task(Protocol):
         """Which samples a micro-batch holds, to name them when something is wrong with them."""
 
     def new_faults(self) -> list[dict[str, Any]]:
-        """Unreadable data this rank has met since it was asked last."""
+        """Unreadable data this rank has met since it was asked last; an entry with `limit` ends the run."""
+
+    def unreadable_windows(self) -> int:
+        """Samples of this rank whose data was unreadable and became zeros that count for nothing, since its start."""
 
     def validate(self, engine: Any) -> dict[str, float]:
         """Held-out measures, over all ranks; every rank calls it and makes the same number of forward passes."""
@@ -139,8 +142,7 @@ def train(
                 by_name += terms.by_name
 
             stopping, any_faults = agreed.read()
-            if any_faults:
-                _log_unreadable(fault_log, ranks, step, faults)
+            too_many = _log_unreadable(fault_log, ranks, step, faults) if any_faults else None
             if engine.was_step_applied():
                 skipped.applied()
             else:
@@ -151,21 +153,28 @@ def train(
             last = step == settings.steps
             validating = settings.validation.every and (step % settings.validation.every == 0 or last)
             measured: dict[str, float] = {}
-            if validating and not stopping:
+            if validating and not stopping and not too_many:
                 watchdog.doing(f"the validation after step {step}")
                 with watch.paused("validation_s"):
                     engine.eval()
                     measured = task.validate(engine)
                     engine.train()
 
-            if step % settings.log_every == 0 or last or measured or not engine.was_step_applied():
+            logged = step % settings.log_every == 0 or last or measured or too_many
+            if logged or not engine.was_step_applied():
                 seconds, waited = watch.lap()
                 loss_sum = torch.stack(totals).sum(dtype=torch.float64) / ranks.world_size
                 sums = ranks.sum_(
-                    torch.cat([loss_sum[None], loss_sum.new_tensor([waited]), by_name.flatten()])
+                    torch.cat(
+                        [
+                            loss_sum[None],
+                            loss_sum.new_tensor([waited, task.unreadable_windows()]),
+                            by_name.flatten(),
+                        ]
+                    )
                 )
                 if ranks.is_main:
-                    loss_value, all_waited, *parts = sums.tolist()
+                    loss_value, all_waited, unreadable, *parts = sums.tolist()
                     write_row(
                         {
                             "step": step,
@@ -176,6 +185,7 @@ def train(
                             **_speed(task, settings, step, step - last_row, seconds, peak_flops),
                             "data_wait_fraction": all_waited / ranks.world_size / seconds,
                             "skipped_steps": engine.skipped_steps,
+                            "unreadable_windows": int(unreadable),
                             f"loss_by_{task.label}": _means(task.names, parts),
                             **measured,
                             # A checkpoint's are in the row after it, which has to be on disk before it is published.
@@ -184,20 +194,25 @@ def train(
                     )
                 last_row = step
 
-            if step % settings.checkpoint.every == 0 or last or stopping:
+            if step % settings.checkpoint.every == 0 or last or stopping or too_many:
                 watchdog.doing(f"saving step {step}")
                 state = {"step": step, "task": task.state(), **describe_run()}
                 try:
                     with watch.paused("checkpoint_s"):
                         checkpoints.save(engine, step, state, lambda: injection.in_checkpoint(step))  # noqa: B023
                 except SaveError as error:
-                    if last or stopping:
+                    if last or stopping or too_many:
                         raise SaveError(f"{error} Start again: {_continues(checkpoints)}.") from error
                     if ranks.is_main:
                         warn(
                             f"{error} Training goes on, and saves again after {settings.checkpoint.every} steps."
                         )
                         fault_log.write("checkpoint", step, cause=str(error))
+            if too_many and not last:
+                # The loader that crossed its limit has no further step to give, and its peers would wait for it.
+                raise AgreedError(
+                    f"step {step}: {too_many} The run was saved at this step, and the same command continues."
+                )
             if stopping and not last:
                 names = [name for name in ranks.gather(stop.reason) if name]
                 return names[0] if names else "another rank"
@@ -264,11 +279,16 @@ def _means(names: list[str], flat: list[float]) -> dict[str, float]:
     return {name: total / weight for name, (total, weight) in zip(names, pairs, strict=True) if weight}
 
 
-def _log_unreadable(log: FaultLog, ranks: Ranks, step: int, faults: list[dict[str, Any]]) -> None:
+def _log_unreadable(log: FaultLog, ranks: Ranks, step: int, faults: list[dict[str, Any]]) -> str | None:
+    """Write down what was unreadable; which limits were crossed by that, the same on every rank."""
+    limits = []
     for rank, theirs in enumerate(ranks.gather(faults)):
         for fault in theirs:
+            if "limit" in fault:
+                limits.append(fault["limit"])
             if ranks.is_main:
                 log.write("unreadable", step, rank=rank, **fault)
+    return " ".join(limits) or None
 
 
 def _log_skipped(

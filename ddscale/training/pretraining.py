@@ -117,6 +117,9 @@ class Pretraining:
     def new_faults(self) -> list[dict[str, Any]]:
         return self._unreadable.new(self._loader, self._held_out)
 
+    def unreadable_windows(self) -> int:
+        return self._unreadable.windows(self._loader, self._held_out)
+
     @torch.no_grad()
     def validate(self, engine: Any) -> dict[str, float]:
         """Loss on the held-out windows, always the same ones, beside two predictions that learn nothing."""

@@ -141,6 +141,29 @@ def test_when_a_rank_hangs_every_rank_says_what_it_is_doing(store, tmp_path):
         assert "most recent call first" in told
 
 
+def test_beyond_the_limit_of_unreadable_data_all_ranks_save_and_end_with_one_error(store, healthy, tmp_path):
+    run, damaged = tmp_path / "run", tmp_path / "store"
+    subprocess.run(["cp", "-r", str(store), str(damaged)], check=True)
+    shard = next(path for path in damaged.rglob("four-*.tar"))
+    shard.rename(tmp_path / shard.name)
+    data = {**tiny_recipe(store, run)["data"], "stores": [str(damaged)], "max_unreadable": 0, "retry_s": 0.0}
+    recipe = tiny_recipe(damaged, run, zero_stage=2, data=data, validation={"every": 0})
+    failed = launch(recipe)
+    assert failed.code != 0
+    assert failed.output.count("error: ") == 1, failed.output
+    assert "error: step 1: Rank " in failed.output
+    assert "max_unreadable is 0" in failed.output
+    assert "The run was saved at this step" in failed.output
+    assert "Traceback" not in failed.output
+    assert rows(run)[-1]["unreadable_windows"] > 0
+    assert (run / "checkpoints" / "step-00000001").is_dir()
+    (tmp_path / shard.name).rename(shard)
+    launch(recipe).succeeded()
+    assert [row["step"] for row in rows(run)] == list(range(1, 13))
+    assert rows(run)[-1]["unreadable_windows"] == 0
+    assert rows(healthy)[0]["unreadable_windows"] == 0
+
+
 def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed_and_the_one_before_is_used(
     healthy, store, tmp_path
 ):
