@@ -23,11 +23,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="pictures at once")
     parser.add_argument("--rounds", type=int, default=15, help="calls of each engine that count")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument(
-        "--threads", type=int, default=0, help="for all engines; 0: as PyTorch takes by itself"
-    )
+    parser.add_argument("--threads", type=int, default=0, help="for all engines; 0: PyTorch's own choice")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--original", action="store_true", help="also 250 PLMS steps with the full VAE")
+    parser.add_argument("--conditioner", help="the weights that the recipe's `conditioner` named")
     parser.add_argument("--tiny-decoder", help="the weights that tiny_decoder was exported from")
     given = parser.parse_args()
     settings = Settings(
@@ -37,6 +36,7 @@ def main() -> None:
         threads=given.threads,
         compiled=not given.no_compile,
         original=given.original,
+        conditioner=given.conditioner,
         tiny_decoder=given.tiny_decoder,
     )
     result = benchmark(given.folder, settings, lambda line: print(line, flush=True))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +17,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from ddscale.deploy.benchmark.engines import check_same_weights, load_weights, torch_engines
 from ddscale.deploy.benchmark.measuring import Result, Row, Settings, benchmark
 from ddscale.deploy.benchmark.showing import as_table, conclusions, plot
 from ddscale.deploy.benchmark.timing import interleaved
+from ddscale.deploy.manifest import Manifest, SourceInfo
+from ddscale.deploy.source import hash_source
 
 
 def test_ways_are_called_in_turn():
@@ -130,3 +138,40 @@ def test_other_weights_than_were_exported_are_not_compared(toy_export, tmp_path)
         benchmark(export, settings)
     with pytest.raises(FileNotFoundError, match=r"to_onnx\.py"):
         benchmark(tmp_path / "pipeline", settings)
+
+
+def test_a_conditioner_from_another_folder_is_given_and_checked(toy_export, tmp_path):
+    """As a diffusers folder that has none is exported."""
+    pipeline = shutil.copytree(toy_export / "pipeline", tmp_path / "pipeline")
+    conditioner = Path(shutil.move(pipeline / "conditioner", tmp_path / "conditioner"))
+    manifest = Manifest.load(toy_export / "export" / "fp32")
+    source = SourceInfo(str(pipeline), hash_source(pipeline), {"conditioner": hash_source(conditioner)})
+    manifest = dataclasses.replace(manifest, source=source)
+    with pytest.raises(ValueError, match="a conditioner from another folder: give it with --conditioner"):
+        load_weights(manifest)
+    weights = load_weights(manifest, str(conditioner))
+    (eager,) = torch_engines(toy_export / "export" / "fp32", weights, compiled=False)
+    golden = np.load(toy_export / "export" / "fp32" / "golden.npz")
+    check_same_weights(eager, manifest, golden)
+
+    other = shutil.copytree(conditioner, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"--conditioner .*other is not what was exported"):
+        load_weights(manifest, str(other))
+    with pytest.raises(FileNotFoundError, match=r"--conditioner .*none is not there"):
+        load_weights(manifest, str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="--tiny-decoder: nothing was exported from one"):
+        load_weights(manifest, str(conditioner), str(other))
+
+
+def test_the_script_takes_the_folders_that_a_recipe_names(toy_export, tmp_path):
+    script = Path(__file__).resolve().parents[2] / "export" / "benchmark.py"
+    options = ["--conditioner", str(tmp_path / "none"), "--no-compile"]
+    done = subprocess.run(
+        [sys.executable, str(script), str(toy_export / "export" / "fp32"), *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+    )
+    assert done.returncode == 1
+    assert "error: --conditioner" in done.stderr.splitlines()[-1]

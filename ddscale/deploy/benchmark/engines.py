@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ddscale.deploy.graphs import Part, parts_of
-from ddscale.deploy.manifest import Manifest
+from ddscale.deploy.manifest import TINY_DECODER, Manifest
 from ddscale.deploy.recipe import ExportRecipe
 from ddscale.deploy.runtime.graphs import PROVIDERS, Graph, Runner, open_graph
-from ddscale.deploy.source import Source, load_source
+from ddscale.deploy.source import Source, hash_source, load_source
 
 EAGER, COMPILED = "torch eager", "torch.compile"
 # Of what PyTorch gives on the manifest's source, from what was exported from it.
@@ -55,13 +55,42 @@ class TorchGraph:
         return lambda inputs: self.run({**constants, **inputs})
 
 
-def load_weights(manifest: Manifest, tiny_decoder: str | None) -> Source:
-    """The weights that an export was made from. Raises FileNotFoundError or ValueError when they are not there."""
+def load_weights(
+    manifest: Manifest, conditioner: str | None = None, tiny_decoder: str | None = None
+) -> Source:
+    """The weights that an export was made from.
+
+    conditioner, tiny_decoder: the folders that its recipe named besides. Raises FileNotFoundError when weights are
+    not there, ValueError when a folder is not given or not the one that was exported.
+    """
+    beside = {"conditioner": conditioner, "tiny_decoder": tiny_decoder}
+    for name, folder in beside.items():
+        _check_beside(name, folder, manifest)
     given = {
         name: getattr(manifest, name) for name in ("channels", "sfreq", "normalisation", "preprocessing")
     }
-    recipe = {"source": manifest.source.path, "out": "unused", "eeg": given, "tiny_decoder": tiny_decoder}
+    recipe = {"source": manifest.source.path, "out": "unused", "eeg": given, **beside}
     return load_source(ExportRecipe.model_validate(recipe))
+
+
+def _check_beside(name: str, folder: str | None, manifest: Manifest) -> None:
+    exported, option = manifest.source.beside.get(name), f"--{name.replace('_', '-')}"
+    if folder is None:
+        # Without the tiny decoder PyTorch still runs all the rest.
+        if exported is not None and name == "conditioner":
+            raise ValueError(
+                f"{manifest.source.path} was exported with a {name} from another folder: give it with {option}."
+            )
+        return
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{option} {folder} is not there: give the folder that the recipe named.")
+    if name == TINY_DECODER and TINY_DECODER not in manifest.graphs:
+        raise ValueError(f"{option}: nothing was exported from one, leave it out.")
+    # Exports made before the manifest had this are compared by what the weights give.
+    if manifest.source.beside and hash_source(Path(folder)) != exported:
+        raise ValueError(
+            f"{option} {folder} is not what was exported: give the folder that the recipe named, or export again."
+        )
 
 
 def torch_engines(folder: Path, source: Source, compiled: bool) -> Iterator[Engine]:

@@ -51,6 +51,8 @@ class Settings:
     """Whether the original's recipe (250 PLMS steps, full VAE, eager) is measured too; it takes long."""
     original_rounds: int = 3
     """Rounds of that."""
+    conditioner: str | None = None
+    """Folder of the weights that the EEG conditioner was exported from, when the recipe named one."""
     tiny_decoder: str | None = None
     """Folder of the weights that tiny_decoder was exported from, for PyTorch to run them."""
 
@@ -145,7 +147,7 @@ def _measure(
     result = Result(str(root), _machine(threads), dataclasses.asdict(settings))
     with np.load(first / manifest.golden.file, allow_pickle=False) as file:
         golden = {name: file[name] for name in file.files}
-    source = load_weights(manifest, settings.tiny_decoder)
+    source = load_weights(manifest, settings.conditioner, settings.tiny_decoder)
     engines = list(torch_engines(first, source, settings.compiled))
     check_same_weights(engines[0], manifest, golden)
     for one in (engine for f in folders for engine in runtime_engines(f, threads)):
