@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ddscale.metrics.leakage import LeakageError, Trials, block_design_warning, find_leaks
-from ddscale.store import Store
-
-Strings = NDArray[np.str_]
+from ddscale.store import Store, tables
 
 
 def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[str]:
@@ -23,59 +22,104 @@ def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[s
     """
     judged = _trials(store, split)
     training = [_trials(other, "train") for other in trained_on]
-    # Told by the names they have here.
-    names = dict(zip(judged["stimulus"].tolist(), judged["image"].tolist(), strict=True))
-    for side in (judged, *training):
-        side["stimulus"] = np.array(
-            [names.get(checksum, checksum) for checksum in side["stimulus"].tolist()], dtype=str
-        )
-    columns = zip(*[[side[name] for name in _COLUMNS] for side in training], strict=True)
-    train = Trials(**dict(zip(_COLUMNS, (np.concatenate(column) for column in columns), strict=True)))
-    test = Trials(**{name: judged[name] for name in _COLUMNS})
+    told = _names_of_pictures(judged)
+    train = Trials(
+        **{name: _stacked([side.table[name] for side in training]) for name in _NAMES},
+        stimulus=_stacked([side.pictures(told) for side in training]),
+        start=np.concatenate([side.start for side in training]),
+        stop=np.concatenate([side.stop for side in training]),
+    )
+    test = Trials(
+        **{name: judged.table[name] for name in _NAMES},
+        stimulus=judged.pictures(told),
+        start=judged.start,
+        stop=judged.stop,
+    )
     leaks = find_leaks(train, test, held_out=("subject", "recording", "stimulus"))
     fatal = [leak for leak in leaks if leak.kind in ("stimulus", "overlap")]
     if fatal:
         raise LeakageError(fatal)
     warnings = [leak.message for leak in leaks]
     everything = _trials(store, None)
-    for dataset in np.unique(everything["dataset"]):
-        mine = everything["dataset"] == dataset
-        label, recording, start = (everything[name][mine] for name in ("label", "recording", "start"))
-        found = block_design_warning(label, recording, start, str(dataset))
+    dataset_N, datasets = tables.coded(everything.table["dataset"])
+    for code, dataset in enumerate(datasets):
+        mine = pa.array(dataset_N == code)
+        label, recording = (everything.table[name].filter(mine) for name in ("label", "recording"))
+        found = block_design_warning(label, recording, everything.start[dataset_N == code], dataset)
         if found:
             warnings.append(f"{dataset}: {found}")
     return warnings
 
 
-_COLUMNS = ("subject", "recording", "stimulus", "start", "stop")
+_NAMES = ("subject", "recording")
 
 
-def _trials(store: Store, split: str | None) -> dict[str, NDArray[np.generic]]:
-    """Columns of the trials with pictures, of one split or of all."""
-    table = store.table(["dataset", "subject", "recording", "image", "label", "start", "samples", "split"])
+@dataclass(frozen=True)
+class _Shown:
+    """The trials with pictures of a store: N rows, names with the dataset before them.
+
+    start, stop: seconds. picture: of each trial the row in `checksums` and `images`.
+    """
+
+    table: pa.Table
+    start: NDArray[np.float64]
+    stop: NDArray[np.float64]
+    picture: NDArray[np.int32]
+    checksums: list[str]
+    images: list[str]
+
+    def pictures(self, told: dict[str, str]) -> pa.DictionaryArray:
+        """(N,) names of the pictures shown, as `told` by their bytes, else by checksum."""
+        names = pa.array([told.get(checksum, checksum) for checksum in self.checksums], pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(self.picture), names)
+
+
+def _names_of_pictures(trials: _Shown) -> dict[str, str]:
+    """Checksum -> the name that a picture has in these trials; the last, where it has several."""
+    last = np.full(len(trials.images), -1)
+    last[trials.picture] = np.arange(len(trials.picture))
+    shown = sorted(np.flatnonzero(last >= 0).tolist(), key=last.__getitem__)
+    return {trials.checksums[row]: trials.images[row] for row in shown}
+
+
+def _trials(store: Store, split: str | None) -> _Shown:
+    """The trials with pictures, of one split or of all."""
     rows = store.image_row_of_record
     wanted = rows >= 0
     if split is not None:
-        wanted &= _text(table["split"]) == split
-    table, rows = table.filter(pa.array(wanted)), rows[wanted]
-    dataset = _text(table["dataset"])
+        codes, names = tables.coded(store.table(["split"])["split"])
+        wanted &= codes == (names.index(split) if split in names else -2)
+    table = store.table(["dataset", "subject", "recording", "label", "start", "samples"])
+    table = table.filter(pa.array(wanted))
+    for name in _NAMES:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, _qualified(table["dataset"], table[name]))
+    images = (
+        store.images.select(["sha256", "dataset", "image"]).to_pylist() if store.images is not None else []
+    )
     start = table["start"].to_numpy() / store.sfreq
-    checksums = np.array(store.images["sha256"].to_pylist() if store.images is not None else [], dtype=str)
-    return {
-        "dataset": dataset,
-        "subject": _joined(dataset, _text(table["subject"])),
-        "recording": _joined(dataset, _text(table["recording"])),
-        "image": _joined(dataset, _text(table["image"])),
-        "label": _text(table["label"]),
-        "stimulus": checksums[rows],
-        "start": start,
-        "stop": start + table["samples"].to_numpy() / store.sfreq,
-    }
+    return _Shown(
+        table=table,
+        start=start,
+        stop=start + table["samples"].to_numpy() / store.sfreq,
+        picture=rows[wanted],
+        checksums=[row["sha256"] for row in images],
+        images=[f"{row['dataset']}/{row['image']}" for row in images],
+    )
 
 
-def _text(column: pa.ChunkedArray) -> Strings:
-    return np.array([value or "" for value in column.cast(pa.string()).to_pylist()], dtype=str)
+def _qualified(dataset: pa.ChunkedArray, name: pa.ChunkedArray) -> pa.DictionaryArray:
+    """`dataset/name`, put together once for each pair there is."""
+    dataset_N, datasets = tables.coded(dataset)
+    name_N, names = tables.coded(name)
+    pairs, codes = np.unique(dataset_N.astype(np.int64) * len(names) + name_N, return_inverse=True)
+    found = [f"{datasets[pair // len(names)]}/{names[pair % len(names)]}" for pair in pairs.tolist()]
+    return pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(found, pa.string()))
 
 
-def _joined(dataset: Strings, name: Strings) -> Strings:
-    return np.char.add(np.char.add(dataset, "/"), name)
+def _stacked(columns: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
+    chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
+    return pa.chunked_array([chunk.cast(_NAME) for chunk in chunks], _NAME)
+
+
+_NAME = pa.dictionary(pa.int64(), pa.string())

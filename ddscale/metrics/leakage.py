@@ -1,19 +1,23 @@
 """Does the test set share with the training set what it should not? Checked on columns, one row per trial.
 
-Legend: N trials. Times are seconds from the recording's start.
+Legend: N trials, M training trials. Times are seconds from the recording's start.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-Strings = NDArray[np.str_]
+Column: TypeAlias = "ArrayLike | pa.Array | pa.ChunkedArray"
+Codes = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Names: TypeAlias = "pa.StringArray"
 HeldOut = Literal["subject", "recording", "stimulus"]
 
 _WHY = {
@@ -35,16 +39,16 @@ _NAMED_BLOCK_DESIGNS = ("imagenet-eeg", "imagenet_eeg", "eegcvpr40", "eeg-imagen
 class Trials:
     """Columns over N trials. Unknown ones are left out, and what needs them is not checked.
 
-    subject, recording (with the data set's name where names may repeat), stimulus: names.
-    start, stop: seconds. block: name of the run of trials within its recording.
+    subject, recording (with the data set's name where names may repeat), stimulus: names, of millions of trials best
+    as pyarrow dictionaries. start, stop: seconds. block: name of the run of trials within its recording.
     """
 
-    subject: ArrayLike | None = None
-    recording: ArrayLike | None = None
-    stimulus: ArrayLike | None = None
+    subject: Column | None = None
+    recording: Column | None = None
+    stimulus: Column | None = None
     start: ArrayLike | None = None
     stop: ArrayLike | None = None
-    block: ArrayLike | None = None
+    block: Column | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ def find_leaks(
     if _have(train, test, "recording", "start", "stop"):
         leaks += _in_time(train, test, n, gap)
     if _have(train, test, "recording", "block"):
-        leaks += _shared("block", _joined(train), _joined(test), n)
+        leaks += _shared("block", *_blocks(train, test), n)
     for claim in held_out:
         if not _have(train, test, claim):
             raise ValueError(f"whether a {claim} is shared cannot be checked: give `{claim}` of both sides.")
-        leaks += _shared(claim, _strings(getattr(train, claim)), _strings(getattr(test, claim)), n)
+        (train_M, test_N), names = _coded(getattr(train, claim), getattr(test, claim))
+        leaks += _shared(claim, train_M, test_N, names, n)
     order = ("overlap", "stimulus", "block", "neighbour", "recording", "subject")
     return sorted(leaks, key=lambda leak: order.index(leak.kind))
 
@@ -120,7 +125,7 @@ def check_split(
 
 
 def block_design_warning(
-    label: ArrayLike, recording: ArrayLike, start: ArrayLike, dataset: str | None = None
+    label: Column, recording: Column, start: ArrayLike, dataset: str | None = None
 ) -> str | None:
     """A warning when stimuli of one class were shown in blocks, or None.
 
@@ -128,23 +133,22 @@ def block_design_warning(
     it, beyond what a random order would give: 0 for a random order, 1 for one block per class; above 0.5 warns.
     Data sets known for it (ImageNet-EEG, EEGCVPR40) are warned of by name as well, whatever the order looks like.
     """
-    label, recording, start = _strings(label), _strings(recording), np.asarray(start, np.float64)
-    if not len(label) == len(recording) == len(start):
-        raise ValueError(
-            f"columns of {len(label)}, {len(recording)} and {len(start)} trials do not belong together."
-        )
-    repeats = pairs = 0
-    expected = 0.0
-    for name in np.unique(recording):
-        inside = recording == name
-        shown = label[inside][np.argsort(start[inside], kind="stable")]
-        n = len(shown)
-        if n < 2:
-            continue
-        counts = np.unique(shown, return_counts=True)[1].astype(np.float64)
-        repeats += int((shown[1:] == shown[:-1]).sum())
-        pairs += n - 1
-        expected += (n - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))
+    start = np.asarray(start, np.float64)
+    sizes = [_size(label), _size(recording), len(start)]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"columns of {sizes[0]}, {sizes[1]} and {sizes[2]} trials do not belong together.")
+    (label_N,), classes = _coded(label)
+    (recording_N,), recordings = _coded(recording)
+    order = np.lexsort((start, recording_N))
+    shown, where = label_N[order], recording_N[order]
+    follows = where[1:] == where[:-1]
+    repeats, pairs = int((follows & (shown[1:] == shown[:-1])).sum()), int(follows.sum())
+    # Trials of each class in each recording, and of each recording.
+    both, count = np.unique(where * max(len(classes), 1) + shown, return_counts=True)
+    same = np.bincount(both // max(len(classes), 1), count * (count - 1.0), minlength=len(recordings))
+    n = np.bincount(where, minlength=len(recordings)).astype(np.float64)
+    several = n > 1
+    expected = float((same[several] / n[several]).sum())
     # One class alone repeats always, and proves nothing.
     clumping = (repeats - expected) / (pairs - expected) if pairs - expected > 0.5 else 0.0
     known = dataset is not None and any(name in dataset.lower() for name in _NAMED_BLOCK_DESIGNS)
@@ -164,66 +168,129 @@ def block_design_warning(
     )
 
 
-def _shared(kind: str, train: Strings, test: Strings, n: int) -> list[Leak]:
-    leaking = np.isin(test, train)
+def _shared(kind: str, train_M: Codes, test_N: Codes, names: Names, n: int) -> list[Leak]:
+    known = np.zeros(len(names), bool)
+    known[train_M] = True
+    leaking = known[test_N]
     if not leaking.any():
         return []
-    return [Leak(kind, int(leaking.sum()), n, tuple(str(name) for name in np.unique(test[leaking])[:3]))]
+    return [Leak(kind, int(leaking.sum()), n, _examples(names, test_N[leaking]))]
+
+
+def _examples(names: Names, codes: Codes) -> tuple[str, ...]:
+    concerned = np.unique(codes)
+    return tuple(heapq.nsmallest(3, names.take(pa.array(concerned)).to_pylist()))
 
 
 def _in_time(train: Trials, test: Trials, n: int, gap: float) -> list[Leak]:
     """Test trials that overlap a training trial of their recording, and those nearer to one than `gap` seconds."""
-    train_recording, test_recording = _strings(train.recording), _strings(test.recording)
+    (train_M, test_N), names = _coded(train.recording, test.recording)
+    common = np.zeros(len(names), np.uint8)
+    common[train_M] = 1
+    common[test_N] |= 2
+    mine, theirs = common[test_N] == 3, common[train_M] == 3
     distance = np.full(n, np.inf)
-    for name in np.intersect1d(train_recording, test_recording):
-        mine, theirs = test_recording == name, train_recording == name
-        distance[mine] = _nearest(
-            _floats(test.start)[mine],
-            _floats(test.stop)[mine],
-            _floats(train.start)[theirs],
-            _floats(train.stop)[theirs],
-        )
+    distance[mine] = _nearest(
+        test_N[mine],
+        _floats(test.start)[mine],
+        _floats(test.stop)[mine],
+        train_M[theirs],
+        _floats(train.start)[theirs],
+        _floats(train.stop)[theirs],
+    )
     leaks = []
     for kind, concerned in (("overlap", distance < 0), ("neighbour", (distance >= 0) & (distance < gap))):
         if concerned.any():
-            names = tuple(str(name) for name in np.unique(test_recording[concerned])[:3])
-            leaks.append(Leak(kind, int(concerned.sum()), n, names))
+            leaks.append(Leak(kind, int(concerned.sum()), n, _examples(names, test_N[concerned])))
     return leaks
 
 
-def _nearest(start: Floats, stop: Floats, train_start: Floats, train_stop: Floats) -> Floats:
-    """Seconds between each stretch and the nearest training stretch; negative where they overlap.
+def _nearest(
+    where_N: Codes, start_N: Floats, stop_N: Floats, where_M: Codes, start_M: Floats, stop_M: Floats
+) -> Floats:
+    """Seconds between each stretch and the nearest training stretch of its recording; negative where they overlap.
 
     Of the training stretches that begin before a stretch ends, the one that ends last is the nearest on that
     side; of the others, the one that begins first.
     """
-    order = np.argsort(train_start, kind="stable")
-    begins, ends = train_start[order], np.maximum.accumulate(train_stop[order])
-    before = np.searchsorted(begins, stop, side="left")
-    since = np.where(before > 0, start - ends[np.maximum(before - 1, 0)], np.inf)
-    until = np.where(before < len(begins), begins[np.minimum(before, len(begins) - 1)] - stop, np.inf)
+    if not len(where_M):
+        return np.full(len(where_N), np.inf)
+    order = np.lexsort((start_M, where_M))
+    begins, within = start_M[order], where_M[order]
+    ends = _running_maximum(stop_M[order], within)
+    # How many training stretches lie in recordings before, or begin before: all sorted as one, not searched one by one.
+    m = len(begins)
+    place = np.lexsort(
+        (np.arange(m + len(stop_N)) < m, np.append(begins, stop_N), np.append(within, where_N))
+    )
+    of_training = place < m
+    before = np.empty(len(stop_N), np.int64)
+    before[place[~of_training] - m] = np.cumsum(of_training)[~of_training]
+    last, first = np.maximum(before - 1, 0), np.minimum(before, m - 1)
+    since = np.where((before > 0) & (within[last] == where_N), start_N - ends[last], np.inf)
+    until = np.where((before < m) & (within[first] == where_N), begins[first] - stop_N, np.inf)
     return np.minimum(since, until)
+
+
+def _running_maximum(values: Floats, groups: Codes) -> Floats:
+    """The largest value so far in each group; groups ascend."""
+    ranked = np.sort(values)
+    rank = np.searchsorted(ranked, values)
+    # With the group in the higher digits, the maximum begins anew with each.
+    return ranked[np.maximum.accumulate(groups * len(values) + rank) - groups * len(values)]
 
 
 def _have(train: Trials, test: Trials, *columns: str) -> bool:
     return all(getattr(side, column) is not None for side in (train, test) for column in columns)
 
 
-def _joined(trials: Trials) -> Strings:
+def _blocks(train: Trials, test: Trials) -> tuple[Codes, Codes, Names]:
     """Blocks are numbered per recording: the two names together."""
-    parts = zip(_strings(trials.recording), _strings(trials.block), strict=True)
-    return _strings([f"{recording} block {block}" for recording, block in parts])
+    (recording_M, recording_N), recordings = _coded(train.recording, test.recording)
+    (block_M, block_N), blocks = _coded(train.block, test.block)
+    pairs = np.append(recording_M, recording_N) * len(blocks) + np.append(block_M, block_N)
+    known, codes = np.unique(pairs, return_inverse=True)
+    names = [
+        f"{recordings[pair // len(blocks)]} block {blocks[pair % len(blocks)]}" for pair in known.tolist()
+    ]
+    return codes[: len(block_M)], codes[len(block_M) :], pa.array(names, pa.string())
 
 
 def _length(trials: Trials, side: str) -> int:
-    lengths = {name: len(np.asarray(column)) for name, column in vars(trials).items() if column is not None}
+    lengths = {name: _size(column) for name, column in vars(trials).items() if column is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of the {side} trials differ in length: {lengths}.")
     return next(iter(lengths.values()), 0)
 
 
-def _strings(column: ArrayLike | None) -> Strings:
-    return np.asarray(column).astype(str)
+def _size(column: Column) -> int:
+    return len(column if isinstance(column, pa.Array | pa.ChunkedArray) else np.asarray(column))
+
+
+def _coded(*columns: Column | None) -> tuple[list[Codes], Names]:
+    """Columns of names as codes, and the names: `names[codes]`, each once, for all columns the same."""
+    encoded = [_encoded(column) for column in columns]
+    chunks = [chunk for column in encoded for chunk in column.chunks]
+    of_chunks = [chunk.dictionary.cast(pa.string()) for chunk in chunks]
+    together = pa.concat_arrays([pa.array([], pa.string()), *of_chunks]).dictionary_encode()
+    codes_of_names = together.indices.to_numpy().astype(np.int64)
+    found, first = [], 0
+    for column in encoded:
+        parts: list[Codes] = [np.empty(0, np.int64)]
+        for chunk in column.chunks:
+            parts.append(codes_of_names[first : first + len(chunk.dictionary)][chunk.indices.to_numpy()])
+            first += len(chunk.dictionary)
+        found.append(np.concatenate(parts))
+    return found, together.dictionary
+
+
+def _encoded(column: Any) -> pa.ChunkedArray:
+    if not isinstance(column, pa.Array | pa.ChunkedArray):
+        column = pa.array(np.asarray(column).astype(str), pa.string())
+    column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    if column.null_count:
+        column = column.cast(pa.string()).fill_null("")
+    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
 
 
 def _floats(column: ArrayLike | None) -> Floats:

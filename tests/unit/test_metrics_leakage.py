@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ddscale.metrics.leakage import LeakageError, Trials, block_design_warning, check_split, find_leaks
@@ -80,6 +83,66 @@ def test_nearest_training_trial_against_all_pairs():
     assert min(leaks.values()) > 5
 
 
+def crowded(rng, count):
+    """Trials in few recordings, many of them at the same times."""
+    recording = rng.integers(0, 5, count)
+    start = rng.integers(0, 300, count).astype(float)
+    return Trials(
+        subject=np.char.add("s", (recording // 2).astype(str)),
+        recording=np.char.add("r", recording.astype(str)),
+        stimulus=np.char.add("p", rng.integers(0, 400, count).astype(str)),
+        start=start,
+        stop=start + rng.choice([1.0, 5.0, 20.0], count),
+        block=rng.integers(0, 6, count),
+    )
+
+
+def one_by_one(train, test, gap):
+    """{kind: (trials, first names)} found by asking every test trial about every training trial."""
+    concerned = {
+        kind: set() for kind in ("subject", "recording", "stimulus", "block", "overlap", "neighbour")
+    }
+    for i, where in enumerate(test.recording):
+        for kind in ("subject", "recording", "stimulus"):
+            if getattr(test, kind)[i] in getattr(train, kind):
+                concerned[kind].add((i, getattr(test, kind)[i]))
+        there = np.flatnonzero(train.recording == where)
+        if test.block[i] in train.block[there]:
+            concerned["block"].add((i, f"{where} block {test.block[i]}"))
+        apart = np.maximum(train.start[there] - test.stop[i], test.start[i] - train.stop[there])
+        nearest = apart.min(initial=np.inf)
+        if nearest < gap:
+            concerned["overlap" if nearest < 0 else "neighbour"].add((i, where))
+    return {
+        kind: (len(found), tuple(sorted({name for _, name in found})[:3]))
+        for kind, found in concerned.items()
+        if found
+    }
+
+
+@pytest.mark.parametrize("as_dictionaries", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_all_recordings_at_once_are_as_trial_by_trial(seed, as_dictionaries):
+    rng = np.random.default_rng(seed)
+    train, test = crowded(rng, int(rng.integers(0, 60))), crowded(rng, int(rng.integers(1, 60)))
+    expected = one_by_one(train, test, gap=3.0)
+    if as_dictionaries:  # as a store's columns come: in chunks, each with a dictionary of its own
+        train, test = (
+            Trials(**{name: chunked(column) for name, column in vars(side).items()}) for side in (train, test)
+        )
+    found = find_leaks(train, test, gap=3.0)
+    assert {leak.kind: (leak.trials, leak.examples) for leak in found} == expected
+
+
+def chunked(column):
+    if column.dtype.kind == "f":
+        return column
+    names = pa.array(column.astype(str))
+    half = len(names) // 2
+    parts = [part.dictionary_encode() for part in (names[:half], names[half:])]
+    return pa.chunked_array(parts, pa.dictionary(pa.int32(), pa.string()))
+
+
 def test_the_error_names_every_leak_with_a_remedy():
     test = trials([("s1", "r1", "cat", 0.0, 1.0, 1), ("s3", "r3", "boat", 0.0, 1.0, 1)])
     with pytest.raises(LeakageError) as error:
@@ -130,6 +193,30 @@ def test_block_design_is_recognised_from_the_order_of_labels():
     assert block_design_warning(*session(rng, "random")) is None
     assert block_design_warning(["a"] * 10, ["r"] * 10, np.arange(10.0)) is None
     assert block_design_warning([], [], []) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_blocks_over_recordings_of_all_lengths(seed):
+    rng = np.random.default_rng(seed)
+    recording = rng.integers(0, 12, 60)
+    label = np.sort(rng.integers(0, 4, 60)) if seed % 2 else rng.integers(0, 4, 60)
+    start = rng.permutation(60) if seed % 3 else np.arange(60)
+    repeats = pairs = 0
+    expected = 0.0
+    for where in range(12):
+        shown = label[recording == where][np.argsort(start[recording == where])]
+        n = len(shown)
+        for before, after in itertools.pairwise(shown):
+            repeats, pairs = repeats + int(before == after), pairs + 1
+            expected += sum((shown == kind).sum() * ((shown == kind).sum() - 1) for kind in range(4)) / (
+                n * (n - 1)
+            )
+    warning = block_design_warning(label, recording, start)
+    if (repeats - expected) / (pairs - expected) > 0.5:
+        assert f"{repeats} of {pairs} trials follow one of their own class" in warning
+        assert f"a random order would give {expected:.0f})" in warning
+    else:
+        assert warning is None
 
 
 def test_known_block_designs_are_warned_of_by_name():
