@@ -9,6 +9,8 @@ are not whole numbers; there the last bits may differ between devices.)
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ddscale.stream.collation import HostBatch
@@ -17,6 +19,19 @@ from ddscale.stream.settings import Normalisation, ZScore
 
 # Values normalised at once on a CPU: with its float64 copies this stays within a core's second-level cache.
 _CPU_CHUNK = 2**16
+
+
+class OnDevice(NamedTuple):
+    """A micro-batch where it is trained on, samples in the order of their positions."""
+
+    x_BTC: torch.Tensor
+    """What `materialise` gives."""
+    mask_seeds_B: torch.Tensor
+    """int64."""
+    datasets_B: torch.Tensor
+    """int64; 0 where there is none."""
+    valid_B: torch.Tensor
+    """bool."""
 
 
 def materialise(
@@ -34,36 +49,60 @@ def materialise(
     of the sample's mask seed. Invalid windows are 0. Of a trial shorter than a window only what was recorded counts in
     the normalisation; then zeros follow, or it is stretched to T samples, as the batch says.
     """
+    return to_device(batch, device, step_uv, n_channels, normalisation).x_BTC
+
+
+def to_device(
+    batch: HostBatch,
+    device: torch.device | str,
+    step_uv: float,
+    n_channels: int,
+    normalisation: Normalisation,
+) -> OnDevice:
+    """`materialise`, and what else of the batch the device needs.
+
+    Two copies, of the windows and of one table of numbers, both from pinned memory: the host waits for neither. (Where
+    trials are shorter than a window there are more, one for each length, and it does.)
+    """
     device = torch.device(device)
-    flat = batch.flat.to(device, non_blocking=device.type == "cuda")
-    if device.type == "cuda":
-        batch.in_flight = torch.cuda.Event()
-        batch.in_flight.record(torch.cuda.current_stream(device))
     B, T = len(batch), batch.window_samples
     first_B = first_channels(batch.mask_seeds, batch.channels, n_channels)
+    numbers = torch.stack(
+        [batch.rows, first_B, batch.mask_seeds, batch.datasets.clamp(min=0), batch.valid.long()]
+    )
+    on_cuda = device.type == "cuda"
+    rows_B, first_B, seeds_B, datasets_B, valid_B = (
+        (numbers.pin_memory() if on_cuda else numbers).to(device, non_blocking=on_cuda).unbind()
+    )
+    flat = batch.flat.to(device, non_blocking=on_cuda)
+    if on_cuda:
+        batch.in_flight = torch.cuda.Event()
+        batch.in_flight.record(torch.cuda.current_stream(device))
     x_BTC = torch.empty(B, T, n_channels, dtype=torch.float32, device=device)
     for group in batch.groups:
-        samples = batch.rows[group.first : group.first + group.count]
+        samples = slice(group.first, group.first + group.count)
         size = group.count * T * group.channels
         windows_nTC = flat[group.offset : group.offset + size].view(group.count, T, group.channels)
         # One montage in the batch is the usual case: its windows are already where they belong.
         together = group.count == B
         out_nTC = x_BTC if together else torch.empty(group.count, T, n_channels, device=device)
+        first_n = first_B[rows_B[samples]]
+        all_lengths_n = batch.lengths[batch.rows[samples]]
         chunk = max(1, _CPU_CHUNK // (T * group.channels)) if device.type == "cpu" else group.count
         for first in range(0, group.count, chunk):
             part = slice(first, first + chunk)
             kept_nTC = windows_nTC[part]
             if group.channels > n_channels:
-                kept_nTC = _crop(kept_nTC, first_B[samples[part]].to(device), n_channels)
-            lengths_n = batch.lengths[samples[part]]
+                kept_nTC = _crop(kept_nTC, first_n[part], n_channels)
+            lengths_n = all_lengths_n[part]
             if bool((lengths_n == T).all()):
                 x_nTC = _normalise(kept_nTC, step_uv, normalisation)
             else:
                 x_nTC = _normalise_short(kept_nTC, lengths_n, step_uv, normalisation, batch.short_trials)
             _tile(x_nTC, out_nTC[part])
         if not together:
-            x_BTC.index_copy_(0, samples.to(device), out_nTC)
-    return x_BTC
+            x_BTC.index_copy_(0, rows_B[samples], out_nTC)
+    return OnDevice(x_BTC, seeds_B, datasets_B, valid_B.bool())
 
 
 def _normalise(windows_nTC: torch.Tensor, step_uv: float, how: Normalisation) -> torch.Tensor:

@@ -223,8 +223,9 @@ class Agreement:
     """What all ranks have to know of a step: the loss's denominator, whether to stop, whether data was unreadable."""
 
     def __init__(self, ranks: Ranks, weight: float, stop: bool, faults: int) -> None:
-        values = torch.tensor([weight, float(stop), float(faults)], dtype=torch.float64, device=ranks.device)
-        values = ranks.sum_(values)
+        on_cuda = ranks.device.type == "cuda"
+        mine = torch.tensor([weight, float(stop), float(faults)], dtype=torch.float64, pin_memory=on_cuda)
+        values = ranks.sum_(mine.to(ranks.device, non_blocking=on_cuda))
         self.weight = values[0]
         """Scalar float64 on the device."""
         self._copied = None
@@ -284,10 +285,11 @@ def _log_unreadable(log: FaultLog, ranks: Ranks, step: int, faults: list[dict[st
     limits = []
     for rank, theirs in enumerate(ranks.gather(faults)):
         for fault in theirs:
-            if "limit" in fault:
+            beyond = "limit" in fault
+            if beyond:
                 limits.append(fault["limit"])
             if ranks.is_main:
-                log.write("unreadable", step, rank=rank, **fault)
+                log.write("too many unreadable" if beyond else "unreadable", step, rank=rank, **fault)
     return " ".join(limits) or None
 
 

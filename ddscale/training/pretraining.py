@@ -16,7 +16,7 @@ from ddscale.models.flops import training_flops
 from ddscale.models.masked_autoencoder import MaskedAutoencoder
 from ddscale.models.masking import random_mask
 from ddscale.stream.collation import HostBatch
-from ddscale.stream.device import materialise
+from ddscale.stream.device import OnDevice, to_device
 from ddscale.stream.loader import Loader
 from ddscale.stream.settings import StreamSettings
 from ddscale.training.export import load_full
@@ -29,6 +29,7 @@ from ddscale.training.settings import PretrainRecipe
 # Which data is seen in which order decides the run; these decide only how fast it is read.
 _MACHINERY = {
     "stores",
+    "cache",
     "reader_threads",
     "reads_at_once",
     "prefetch",
@@ -104,14 +105,12 @@ class Pretraining:
         return [int(position) for position in batch.positions]
 
     def loss(self, engine: Any, batch: HostBatch) -> Terms:
-        x_BTC, seeds_B, valid_B = self._on_device(batch)
-        output = engine(x_BTC, seeds_B, valid_B)
-        datasets_B = batch.datasets.clamp(min=0).to(self.ranks.device)
-        counted_B = valid_B.double()
-        squared_B = torch.where(valid_B, output.per_sample_mse, 0.0).double()
+        given = self._on_device(batch)
+        output = engine(given.x_BTC, given.mask_seeds_B, given.valid_B)
+        squared_B = torch.where(given.valid_B, output.per_sample_mse, 0.0).double()
         by_name = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.ranks.device)
-        by_name[:, 0].index_add_(0, datasets_B, squared_B)
-        by_name[:, 1].index_add_(0, datasets_B, counted_B)
+        by_name[:, 0].index_add_(0, given.datasets_B, squared_B)
+        by_name[:, 1].index_add_(0, given.datasets_B, given.valid_B.double())
         return Terms(output.sum_squared_error, by_name)
 
     def new_faults(self) -> list[dict[str, Any]]:
@@ -127,12 +126,12 @@ class Pretraining:
         sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
         for micro_batches in self._held_out:
             for batch in micro_batches:
-                x_BTC, seeds_B, valid_B = self._on_device(batch)
-                output = engine(x_BTC, seeds_B, valid_B)
+                given = self._on_device(batch)
+                output = engine(given.x_BTC, given.mask_seeds_B, given.valid_B)
                 sums[0] += output.sum_squared_error
                 sums[1] += output.masked_values
                 if self._baselines is None:
-                    sums[2:] += self._baseline_errors(x_BTC, seeds_B, valid_B)
+                    sums[2:] += self._baseline_errors(given)
         error, count, mean_error, line_error = self.ranks.sum_(sums).tolist()
         if self._baselines is None:
             self._baselines = {
@@ -184,18 +183,18 @@ class Pretraining:
                 f"{error} (To train without held-out subjects, set validation.every: 0.)"
             ) from error
 
-    def _on_device(self, batch: HostBatch) -> tuple[Tensor, Tensor, Tensor]:
-        device, data = self.ranks.device, self.recipe.data
-        x_BTC = materialise(batch, device, self._loader.step_uv, data.n_channels, data.normalisation)
-        return x_BTC, batch.mask_seeds.to(device), batch.valid.to(device)
+    def _on_device(self, batch: HostBatch) -> OnDevice:
+        data = self.recipe.data
+        return to_device(batch, self.ranks.device, self._loader.step_uv, data.n_channels, data.normalisation)
 
-    def _baseline_errors(self, x_BTC: Tensor, seeds_B: Tensor, valid_B: Tensor) -> Tensor:
+    def _baseline_errors(self, given: OnDevice) -> Tensor:
+        x_BTC = given.x_BTC
         model = self.recipe.model
-        _, masked_BM = random_mask(seeds_B, model.n_tokens, model.n_visible)
+        _, masked_BM = random_mask(given.mask_seeds_B, model.n_tokens, model.n_visible)
         masked_BN = torch.zeros(len(x_BTC), model.n_tokens, dtype=torch.bool, device=x_BTC.device)
         masked_BN.scatter_(1, masked_BM, True)
         errors = [
-            (predict(x_BTC, masked_BN) - x_BTC)[valid_B].double().square().sum()
+            (predict(x_BTC, masked_BN) - x_BTC)[given.valid_B].double().square().sum()
             for predict in (channel_mean, linear_interpolation)
         ]
         return torch.stack(errors)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddscale.stream.collation import HostBatch, pack
-from ddscale.stream.device import first_channels, materialise
+from ddscale.stream.device import first_channels, materialise, to_device
 from ddscale.stream.hashing import below
 from ddscale.stream.settings import Divide, ZScore
 
@@ -125,6 +125,18 @@ def test_a_window_is_bitwise_the_same_in_any_company():
         assert torch.equal(materialise(batch_of(signals), "cpu", STEP, 128, ZScore()), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_what_goes_along_with_the_windows_is_the_batchs_own():
+    batch = batch_of(windows([20, 4, 128, 20]))
+    batch.datasets = torch.tensor([2, -1, 0, 1])
+    batch.valid = torch.tensor([True, False, True, True])
+    given = to_device(batch, "cpu", STEP, 16, ZScore())
+    assert torch.equal(given.x_BTC, materialise(batch, "cpu", STEP, 16, ZScore()))
+    assert torch.equal(given.mask_seeds_B, batch.mask_seeds)
+    assert given.datasets_B.tolist() == [2, 0, 0, 1]
+    assert torch.equal(given.valid_B, batch.valid)
+    assert given.valid_B.dtype == torch.bool
 
 
 def test_statistics_are_exact_far_from_zero():

@@ -212,7 +212,8 @@ def test_windows_that_cannot_be_read_count_for_nothing_and_are_named(ranks, tmp_
     broken = write_synthetic_store(tmp_path / "store")
     shard = next(broken.rglob("twenty-*.tar"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 3])
-    settings = recipe(broken, tmp_path / "run", validation={"every": 0})
+    data = {**tiny_recipe(broken, tmp_path / "run")["data"], "max_unreadable_fraction": 1.0}
+    settings = recipe(broken, tmp_path / "run", data=data, validation={"every": 0})
     pretrain(settings, ranks, Display())
     faults = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
     assert {fault["kind"] for fault in faults} == {"unreadable"}
