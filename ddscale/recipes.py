@@ -35,6 +35,16 @@ class RecipeError(ValueError):
 
 S = TypeVar("S", bound=BaseModel)
 
+# Which command takes recipes of a stage, for those who give one to another.
+_USED_BY = {
+    "ingest": "ddscale ingest",
+    "pretrain": "deepspeed launchers/pretrain.py",
+    "finetune": "deepspeed launchers/finetune.py",
+    "probe": "ddscale probe",
+    "grid": "ddscale grid",
+    "export": "python export/to_onnx.py",
+}
+
 
 def load(path: str | os.PathLike[str], model: type[S], overrides: Iterable[str] = ()) -> S:
     """Read the recipe at `path`, apply `key.path=value` overrides and check it against `model`.
@@ -159,13 +169,27 @@ def from_overrides(model: type[S], overrides: Iterable[str]) -> S:
 
 
 def check(tree: dict[str, Any], model: type[S], where: str) -> S:
-    """Validate a recipe tree; raises RecipeError with every problem, one a line."""
+    """Validate a recipe tree; raises RecipeError with every problem, one a line.
+
+    A recipe of another stage is one problem: that all its keys are unknown here would only hide it.
+    """
+    wanted, given = _stage_wanted(model), tree.get("stage")
+    if wanted and isinstance(given, str) and given != wanted and given in _USED_BY:
+        raise RecipeError(
+            f"{where} is a recipe of stage `{given}`, for `{_USED_BY[given]}`; here one of stage `{wanted}` is needed."
+        )
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         problems = [_explain(dict(problem), model, tree) for problem in error.errors()]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise RecipeError(f"{where}: {count}\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _stage_wanted(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("stage")
+    values = typing.get_args(field.annotation) if field else ()
+    return values[0] if values else None
 
 
 def _explain(problem: dict[str, Any], model: type[BaseModel], tree: Any) -> str:

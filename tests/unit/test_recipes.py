@@ -10,6 +10,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from ddscale import recipes
+from ddscale.cli import STAGES
 
 
 class Filter(recipes.Settings):
@@ -149,3 +150,21 @@ def test_schema_describes_fields_and_allows_extends():
     assert schema["$defs"]["Filter"]["properties"]["low_hz"]["description"] == "High-pass edge, Hz."
     assert "extends" in schema["properties"]
     assert schema["additionalProperties"] is False
+
+
+def test_a_recipe_of_another_stage_is_told_as_that_alone(write):
+    path = write("a.yaml", "stage: ingest\nout: stores/a\nsources: []\n")
+    with pytest.raises(recipes.RecipeError) as told:
+        recipes.load(path, Stage)
+    assert str(told.value) == (
+        f"{path} is a recipe of stage `ingest`, for `ddscale ingest`; here one of stage `toy` is needed."
+    )
+    mistyped = write("b.yaml", "stage: tou\nbatsh: 3\n")
+    with pytest.raises(
+        recipes.RecipeError, match=r"(?s)3 problems.*stage: Input should be 'toy'.*batsh: unknown"
+    ):
+        recipes.load(mistyped, Stage)
+
+
+def test_every_stage_names_the_command_it_is_for():
+    assert tuple(recipes._USED_BY) == STAGES
