@@ -118,12 +118,12 @@ def test_a_recording_that_hangs_is_quarantined_and_the_others_go_on(
 ):
     change_listing(monkeypatch, lambda recordings: recordings.insert(0, hanging()))
     # Long enough for the others on a busy machine, their workers' first imports included.
-    given = recipe(folder, tmp_path / "store", workers=2, recording_limit_h=15 / 3600)
+    given = recipe(folder, tmp_path / "store", workers=2, recording_limit_h=20 / 3600)
     summary = run(given)
     (hung,) = summary.quarantined
     assert (hung.recording, hung.reason) == ("a_hang", "timeout")
     assert hung.detail == (
-        "hang.cnt was not done after 15 s: its reader hangs on it, or its disk does not answer. Exclude it, or raise "
+        "hang.cnt was not done after 20 s: its reader hangs on it, or its disk does not answer. Exclude it, or raise "
         "`recording_limit_h`."
     )
     found = contents(tmp_path / "store")
@@ -145,7 +145,7 @@ def todo_of(given):
 
 def test_who_waits_behind_one_that_hangs_is_not_blamed():
     with cluster_of(1) as cluster, Client(cluster) as client:
-        pool = OnDask(client, limit_s=1)
+        pool = OnDask(client, limit_s=3)
         pool.submit(7, time.sleep, 1000)
         pool.submit(8, truth, 1)
         given_up, done = finished(pool), finished(pool)
