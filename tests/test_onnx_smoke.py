@@ -35,7 +35,7 @@ from ddscale.models import EEGEncoder, EncoderConfig, save_encoder
 
 pytestmark = pytest.mark.onnx_smoke
 
-PRECISIONS = ["fp32", "fp16", "int8"]
+PRECISIONS = ["fp32", "fp16", "int8", "fp8"]
 GRAPHS = [ENCODER, UNET, DECODER, TINY_DECODER]
 
 
@@ -84,19 +84,40 @@ def test_the_limits_are_those_that_were_promised(toy):
     assert 1e-6 in limits["fp32", None]
 
 
+@pytest.mark.parametrize(
+    ("precision", "limit", "stored"), [("int8", 0.2, "INT8"), ("fp8", 0.3, "FLOAT8E4M3FN")]
+)
+def test_quantised_graphs_are_quantised_and_draw_nearly_the_same(toy, precision, limit, stored):
+    folder = toy / "export" / precision
+    manifest = Manifest.load(folder)
+    (drawn,) = (check for check in manifest.parity if check.name == "latents, relative L2 to PyTorch")
+    assert 0.01 < drawn.value < limit == drawn.limit
+    assert manifest.golden.end_to_end.tolerance == pytest.approx(1.5 * limit)
+    assert "nvidia-modelopt" in manifest.versions
+    for name, graph in manifest.graphs.items():
+        types = {
+            onnx.TensorProto.DataType.Name(tensor.data_type)
+            for tensor in onnx.load(folder / graph.file, load_external_data=False).graph.initializer
+        }
+        kept = name in (DECODER, TINY_DECODER)
+        assert graph.precision == ("fp32" if kept else precision)
+        assert (stored in types) is not kept
+
+
 def test_native_attention_is_used_where_it_can_be_built_and_nowhere_else(toy):
     opsets = {
         precision: {name: g.opset for name, g in Manifest.load(toy / "export" / precision).graphs.items()}
         for precision in PRECISIONS
     }
     assert opsets["fp16"] == {ENCODER: 23, UNET: 23, DECODER: 20, TINY_DECODER: 20}
-    assert set(opsets["fp32"].values()) == set(opsets["int8"].values()) == {20}
+    assert {opset for p in ("fp32", "int8", "fp8") for opset in opsets[p].values()} == {20}
 
 
 def test_smaller_precisions_are_smaller(toy):
     size = {p: (toy / "export" / p / "unet.onnx.data").stat().st_size for p in PRECISIONS}
     assert size["fp16"] < 0.55 * size["fp32"]
     assert size["int8"] < 0.45 * size["fp32"]
+    assert size["fp8"] < 0.45 * size["fp32"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -17,7 +17,10 @@ Arrays = dict[str, np.ndarray]
 # Relative L2 to PyTorch's fp32. fp32 has a limit for each graph; quantised graphs are as good as calibration allows,
 # and these limits tell a graph that is broken from one that is coarse.
 LIMITS: dict[Precision, float] = {"fp16": 5e-3, "int8": 0.15, "fp8": 0.25}
-END_TO_END_LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5, "fp8": 0.5}
+# Latents drawn with guidance were up to 1.6 times as far off as single predictions of the U-Net, most with LCM (toys
+# with random weights: int8 0.05 to 0.10, fp8 0.11 to 0.22). Without guidance they are off by 0.23 to 0.32, with a
+# U-Net that is off by 0.15 by 0.24: int8's limit is below both, fp8 itself is hardly better.
+END_TO_END_LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2, "fp8": 0.3}
 # How much a golden replay on another machine may differ more than here.
 _ELSEWHERE: dict[Precision, float] = {"fp32": 10.0, "fp16": 2.0, "int8": 1.5, "fp8": 1.5}
 # Which of three rows each batch holds: every row is seen in two of them, beside other rows or none.

@@ -59,7 +59,7 @@ class EngineSettings(Settings):
     """`rtx` (GeForce, RTX and A10/L4-like GPUs) is built on any machine; `datacentre` needs its GPU and TensorRT."""
     target: str = "ada"
     """Which GPUs: turing, ampere, ada, blackwell or sm75 to sm121 for rtx; `here`, this machine's, for datacentre."""
-    precision: Literal["fp32", "fp16", "int8"] = "fp16"
+    precision: Literal["fp32", "fp16", "int8", "fp8"] = "fp16"
     """Which of the exported precisions."""
 
 
@@ -75,7 +75,8 @@ class ExportRecipe(Settings):
     out: str
     """Folder to write; a folder for each precision inside. An earlier export there is replaced as a whole."""
     precisions: list[Literal["fp32", "fp16", "int8", "fp8"]] = Field(default=["fp32"], min_length=1)
-    """fp32: the reference; fp16: half the memory, for GPUs; int8: quantised matrix products and convolutions."""
+    """fp32: the reference; fp16: half the memory, for GPUs; int8, fp8: quantised matrix products and convolutions,
+    their weights a quarter as large; fp8, for GPUs since Ada, was the coarser one in what was measured."""
     schedules: list[ScheduleSettings] = [
         ScheduleSettings(name="dpmsolver++", steps=20),
         ScheduleSettings(name="dpmsolver++", steps=8),
