@@ -141,12 +141,22 @@ def test_a_finished_run_is_not_queued_again(slurm):
 
 @pytest.mark.parametrize(("code", "reported"), [(0, TO_BE_CONTINUED), (1, 1)])
 def test_a_run_that_ended_early_with_a_new_checkpoint_is_queued_again_however_often(slurm, code, reported):
+    slurm.environment["DDSCALE_QUICK_FAILURE_S"] = "0"
     for starts in range(1, 6):
         assert slurm.ends(f"{CHECKPOINT}; exit {code}")[0] == reported
         assert slurm.requeued == starts
 
 
+def test_a_run_that_fails_soon_after_every_start_is_given_up_though_it_saves(slurm):
+    assert [slurm.ends(f"{CHECKPOINT}; exit 1")[0] for _ in range(2)] == [1, 1]
+    slurm.ends(CHECKPOINT)  # stopped and not failed: that is progress
+    outputs = [slurm.ends(f"{CHECKPOINT}; exit 1")[1] for _ in range(3)]
+    assert slurm.requeued == 5
+    assert re.search(r"error: ended after \d+ s with the checkpoint step-\d+, 3 times in a row", outputs[-1])
+
+
 def test_a_run_that_gets_nowhere_is_given_up_after_three_starts_in_a_row(slurm):
+    slurm.environment["DDSCALE_QUICK_FAILURE_S"] = "0"
     slurm.ends(f"{CHECKPOINT}; exit 1")
     codes = [
         slurm.ends(orders)[0] for orders in ("exit 3", "exit 0", f"{CHECKPOINT}; exit 1", "exit 3", "exit 3")
