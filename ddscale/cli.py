@@ -27,7 +27,7 @@ RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="override one setting; repeatable")
 ]
-StoreArgument = Annotated[Path, typer.Argument(help="a store's folder")]
+StoreArgument = Annotated[str, typer.Argument(help="a store's folder; to inspect it, also a URL")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 

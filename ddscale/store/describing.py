@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from ddscale.store import layout, tables
 from ddscale.store.manifest import DatasetEntry, Totals, TrialCounts, read_manifest
+from ddscale.store.remote import RemoteFolder, fetch_manifest
 
 
 def dataset_entry(
@@ -117,14 +119,18 @@ def totals(entries: Mapping[str, DatasetEntry]) -> Totals:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is in the store, as plain JSON-able values: totals, one entry per dataset, montages, how it was made.
+    """What is in the store in a folder or behind a URL, as plain JSON-able values.
+
+    Totals, one entry per dataset, montages, how it was made.
 
     Reads the manifest alone. Raises what `open_store` raises when there is no store.
     """
-    folder = layout.local_folder(path)
-    manifest = read_manifest(folder)
+    if layout.is_url(path):
+        (manifest, _), unfinished = fetch_manifest(RemoteFolder(os.fspath(path))), False
+    else:
+        manifest, unfinished = read_manifest(Path(path)), (Path(path) / layout.STAGING).is_dir()
     return {
-        "store": os.fspath(folder),
+        "store": os.fspath(path),
         "backend": manifest.content.backend,
         "sfreq": manifest.content.sfreq,
         "dtype": manifest.content.dtype,
@@ -140,5 +146,5 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             name: {"channels": len(montage.channels), "reference": montage.reference}
             for name, montage in manifest.montages.items()
         },
-        "unfinished": (folder / layout.STAGING).is_dir(),
+        "unfinished": unfinished,
     }

@@ -44,14 +44,22 @@ TEMPORARY = ".tmp"
 Backend = Literal["tar", "zarr"]
 
 
-def local_folder(address: str | os.PathLike[str]) -> Path:
-    """The folder a store's address means.
+def is_url(address: str | os.PathLike[str]) -> bool:
+    """Whether a store's address has a protocol, such as s3://."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", os.fspath(address), re.IGNORECASE) is not None
 
-    Raises ValueError for an address with a protocol, such as s3://: stores are read from local paths.
+
+def local_folder(address: str | os.PathLike[str]) -> Path:
+    """The folder a store's address means, for those who write there or look at every file.
+
+    Raises ValueError for a URL: stores can be read and described there, not written or verified.
     """
     text = os.fspath(address)
-    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
-        raise ValueError(f"{text} is not a local path. Mount the bucket, or copy the store to a local disk.")
+    if is_url(text):
+        raise ValueError(
+            f"{text} is not a local folder: stores are written and verified locally. Copy it to or from a local disk, "
+            "or mount it. Training and `ddscale inspect` read URLs, and what they fetch is checked."
+        )
     return Path(text)
 
 

@@ -14,14 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 
 from ddscale.store import images as image_shards
-from ddscale.store import layout, matching, retrying, splitting, tables, zarr_shards
+from ddscale.store import layout, matching, remote, retrying, splitting, tables, zarr_shards
 from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
-from ddscale.store.shard_files import ReadError, ShardFiles, read_whole
+from ddscale.store.shard_cache import ShardCache, default_folder
+from ddscale.store.shard_files import OpenFiles, ReadError, ShardFiles, read_whole
 
 _NUMBERS = {
     "samples": np.int32,
@@ -41,12 +43,17 @@ _CODES = {
 }
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open the store in the folder `path` for reading.
+def open_store(path: str | os.PathLike[str], cache: ShardCache | None = None) -> Store:
+    """Open the store in the folder `path`, or behind that URL, for reading.
 
+    cache: where files of a remote store are kept while they are in use; by default 100 GB in `default_folder()`.
     Raises FileNotFoundError when there is none or its ingest has not finished, ValueError when it has another
-    format version or its index is not the one the manifest names.
+    format version or its index is not the one the manifest names; ModuleNotFoundError when a URL needs a package
+    that is not installed, ReadError when it does not answer.
     """
+    if layout.is_url(path):
+        manifest, origin = remote.open_origin(os.fspath(path), cache or ShardCache(default_folder(), 100.0))
+        return Store(origin.folder, manifest, origin)
     folder = layout.local_folder(path)
     manifest = read_manifest(folder)
     _check_index(folder, manifest, layout.RECORDS)
@@ -71,15 +78,18 @@ def _check_index(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 class Store:
-    """An open store. Safe to share between threads; pickles as its path.
+    """An open store. Safe to share between threads; pickles as its address.
 
-    path, manifest. fingerprint: hex, changes whenever a record, a picture or its meaning does.
+    address: folder or URL. path: the folder its index is in, one of the cache for a URL. manifest.
+    fingerprint: hex, changes whenever a record, a picture or its meaning does.
     sfreq: Hz. step: µV per least significant bit (of `unit`, where that is not "uV"). dtype: "int16" or "float32".
     dataset_names: sorted; montages: by id.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, origin: remote.Origin | None = None) -> None:
         self.path = path
+        self.address = os.fspath(path) if origin is None else origin.url
+        self.origin = origin
         self.manifest = manifest
         self.content: StoreFormat = manifest.content
         self.sfreq = self.content.sfreq
@@ -95,7 +105,11 @@ class Store:
         # A bad record comes again in every epoch, and its name costs the reading of its whole group of rows.
         self._keys = functools.lru_cache(maxsize=1024)(functools.partial(_key, path / layout.RECORDS))
         zarr = self.content.backend == "zarr"
-        self._files = ShardFiles(self._open_shard, self._shard_index if zarr else None)
+        index_of = self._shard_index if zarr else None
+        if origin is None:
+            self._files = ShardFiles(self._open_shard, index_of)
+        else:  # opening is quick there, and a file that is open takes room after it is evicted
+            self._files = ShardFiles(self._open_shard, index_of, OpenFiles(16))
         self._read = self._read_zarr if zarr else self._read_tar
 
     def __len__(self) -> int:
@@ -103,10 +117,10 @@ class Store:
         return self.manifest.tables[layout.RECORDS].rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (os.fspath(self.path),)
+        return open_store, (self.address, None if self.origin is None else self.origin.cache)
 
     def __repr__(self) -> str:
-        return f"Store({os.fspath(self.path)!r}, {len(self)} records, {self.content.backend})"
+        return f"Store({self.address!r}, {len(self)} records, {self.content.backend})"
 
     @property
     def samples(self) -> np.ndarray:
@@ -150,6 +164,10 @@ class Store:
         self._column("shard")
         return self._names["shard"]
 
+    def lengths(self) -> np.ndarray:
+        """(R,) int64: bytes of each record in its shard; read anew each time."""
+        return tables.numbers(self.path / layout.RECORDS, "length", np.int64, len(self))
+
     @functools.cached_property
     def is_trial(self) -> np.ndarray:
         """(R,) bool: records that begin with the onset of something presented."""
@@ -179,7 +197,10 @@ class Store:
         if self.images is None or not 0 <= row < len(self.images):
             count = 0 if self.images is None else len(self.images)
             raise IndexError(f"{self.path} has {count} pictures, asked for number {row}.")
-        return image_shards.read(self.path, self.images.slice(row, 1).to_pylist()[0])
+        about = self.images.slice(row, 1).to_pylist()[0]
+        if self.origin is not None:
+            retrying.patiently(functools.partial(self.origin.hold, about["shard"]))
+        return image_shards.read(self.path, about)
 
     def table(self, columns: Iterable[str] | None = None) -> pa.Table:
         """records.parquet as a table, all columns or those named."""
@@ -258,6 +279,8 @@ class Store:
         try:
             try:
                 self._read(row, start, stop, out_TC)
+            except ReadError:
+                raise  # of a file that was to be fetched
             except (ValueError, OSError):
                 self._read(row, start, stop, out_TC)  # from a file opened anew
         except (ValueError, OSError) as error:
@@ -278,6 +301,8 @@ class Store:
             zarr_shards.decode_into(descriptor, of_record, self.content.chunk_samples, start, stop, out_TC)
 
     def _open_shard(self, code: int) -> int:
+        if self.origin is not None:
+            return self.origin.open(self.shard_names[code], functools.partial(self._sound, code))
         return os.open(self.path / self.shard_names[code], os.O_RDONLY | os.O_CLOEXEC)
 
     @functools.cached_property
@@ -293,16 +318,31 @@ class Store:
         chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
         return zarr_shards.read_shard_index(descriptor, rows * chunks)
 
+    def _sound(self, code: int, file: Path) -> bool:
+        """Whether the records of a tar shard have the checksums of the index; chunks of Zarr's have their own."""
+        if self.content.backend == "zarr":
+            return True
+        rows = np.flatnonzero(self.shard == code)
+        lengths = self.samples[rows].astype(np.int64) * self.channels[rows] * self._value_dtype.itemsize
+        with file.open("rb") as shard:
+            for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
+                shard.seek(int(self._column("offset")[row]))
+                if google_crc32c.value(shard.read(length)) != self._column("crc32c")[row]:
+                    return False
+        return True
+
     def _fault(self, row: int, error: Exception) -> ReadError:
-        shard = self.path / self._name("shard", row)
+        where = f"{self.address}/{self._name('shard', row)}"
         missing = isinstance(error, FileNotFoundError)
+        # A shard alone is gone for good; with its whole store, the disk may come back.
+        transient = isinstance(error, OSError) and not (
+            missing and os.path.isfile(self.path / layout.MANIFEST)
+        )
         return ReadError(
-            f"Cannot read record {self.key(row)} from shard {shard}: {'it is not there' if missing else error}. "
-            f"`ddscale verify {self.path}` lists all that is damaged; copy those shards again, or ingest into a new "
+            f"Cannot read record {self.key(row)} from shard {where}: {'it is not there' if missing else error}. "
+            f"`ddscale verify {self.address}` lists all that is damaged; copy those shards again, or ingest into a new "
             "folder.",
-            # A shard alone is gone for good; with its whole store, the disk may come back.
-            transient=isinstance(error, OSError)
-            and not (missing and os.path.isfile(self.path / layout.MANIFEST)),
+            transient=error.transient if isinstance(error, ReadError) else transient,
         )
 
     def rows_matching(self, names: Iterable[str], salt: str = PUBLIC_SALT) -> np.ndarray:

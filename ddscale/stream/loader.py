@@ -7,12 +7,15 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddscale.store import Store, open_store
+from ddscale.store.shard_cache import ShardCache, default_folder
+from ddscale.stream import cache_fit
 from ddscale.stream.collation import Collator, HostBatch, Slot
 from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
@@ -71,6 +74,7 @@ class Loader:
         world_size: int = 1,
         start_position: int = 0,
         stores: Sequence[Store] | None = None,
+        _windows: int | None = None,
     ):
         _check_batches(global_batch_size, micro_batch_size, rank, world_size)
         if start_position < 0:
@@ -101,10 +105,16 @@ class Loader:
         self._micro_batch_size = micro_batch_size
         self._micro_batches = global_batch_size // (world_size * micro_batch_size)
         self._rank, self._world_size = rank, world_size
-        self._end: int | None = None
+        self._end = None if _windows is None else min(_windows, self.windows_per_epoch)
         self._max_channels = index.max_channels
         self._slots: list[Slot] = []
         self._ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]] | None = None
+        if self._end is None:
+            cache_fit.check(self._stores, settings)
+        elif rank == 0 and any(store.origin is not None for store in self._stores):
+            advice = cache_fit.held_out(self._stores, self.locate(np.arange(self._end)), settings)
+            if advice:
+                _log.warning("%s", advice)
 
     @property
     def faults(self) -> list[Fault]:
@@ -143,7 +153,7 @@ class Loader:
         if windows < 1:
             raise ValueError(f"validation on {windows} windows: ask for at least 1.")
         natural = settings.model_copy(update={"weights": None, "shuffle": "global"})
-        loader = cls(
+        return cls(
             natural,
             split,
             global_batch_size=world_size * micro_batch_size,
@@ -151,9 +161,8 @@ class Loader:
             rank=rank,
             world_size=world_size,
             stores=stores,
+            _windows=windows,
         )
-        loader._end = min(windows, loader.windows_per_epoch)
-        return loader
 
     def __iter__(self) -> Loader:
         if self._end is not None:
@@ -185,7 +194,7 @@ class Loader:
         """What a checkpoint keeps, JSON-able: how far it is, and what the order depends on."""
         return {
             "samples_seen": self.samples_seen,
-            "stores": [{"path": str(store.path), "fingerprint": store.fingerprint} for store in self._stores],
+            "stores": [{"path": store.address, "fingerprint": store.fingerprint} for store in self._stores],
             "order": self._order_settings(),
             "probe": self._probe,
         }
@@ -319,7 +328,10 @@ def _end_reading(collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, lis
 
 def open_stores(settings: StreamSettings) -> list[Store]:
     """The stores the settings name, in that order; raises what `open_store` raises."""
-    return [open_store(path) for path in settings.stores]
+    cache = ShardCache(
+        Path(settings.cache.folder) if settings.cache.folder else default_folder(), settings.cache.max_gb
+    )
+    return [open_store(path, cache) for path in settings.stores]
 
 
 def _check_batches(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:

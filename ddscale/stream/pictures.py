@@ -26,7 +26,7 @@ class StorePictures:
 
     def __init__(self, stores: Sequence[Store]) -> None:
         if not has_pictures(stores):
-            names = ", ".join(str(store.path) for store in stores)
+            names = ", ".join(store.address for store in stores)
             raise ValueError(
                 f"{names} holds no pictures: ingest a source that has them, such as recipes/ingest/demo-paired.yaml."
             )

@@ -39,11 +39,26 @@ class Divide(Settings):
 Normalisation = Annotated[ZScore | Divide, Field(discriminator="kind")]
 
 
+class CacheSettings(Settings):
+    """Where a node keeps files of remote stores while they are in use; all its ranks share it."""
+
+    folder: str | None = None
+    """On a disk of the node itself. null: `ddscale` in XDG_CACHE_HOME, else in the system's folder for temporary
+    files."""
+
+    max_gb: float = Field(default=100.0, gt=0)
+    """Size up to which files are kept, GB; the longest unused go first. What does not fit is fetched again."""
+
+
 class StreamSettings(Settings):
     """The stream: a pure function from position to window, and the machinery that reads ahead along it."""
 
     stores: list[str] = Field(min_length=1)
-    """Folders of the stores to read, all of one sampling rate, step and dtype."""
+    """Folders or URLs (s3://, gs://, https://..., anything fsspec reads) of the stores to read, all of one sampling
+    rate, step and dtype. file:// gives a mounted network disk the node's cache."""
+
+    cache: CacheSettings = CacheSettings()
+    """For stores behind a URL."""
 
     window_samples: int = Field(default=512, ge=2)
     """Samples in a window (512 at 256 Hz: 2 s); longer windows cost memory and compute in proportion."""

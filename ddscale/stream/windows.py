@@ -147,7 +147,7 @@ class WindowIndex:
         return own[store.dataset]
 
     def _why_empty(self, settings: StreamSettings) -> str:
-        names = ", ".join(str(store.path) for store in self._stores)
+        names = ", ".join(store.address for store in self._stores)
         if self.trials and not any(store.is_trial.any() for store in self._stores):
             return (
                 f"{names} holds no trials, only continuous recordings: set data.cut: sliding, or ingest a source that "
@@ -221,12 +221,12 @@ def _check_stores(stores: Sequence[Store], settings: StreamSettings) -> None:
         for earlier in stores[:number]:
             if store.fingerprint == earlier.fingerprint:
                 raise ValueError(
-                    f"{earlier.path} and {store.path} are the same store (fingerprint {store.fingerprint[:16]}): "
+                    f"{earlier.address} and {store.address} are the same store (fingerprint {store.fingerprint[:16]}): "
                     "name it once. To see a dataset more often give it a weight."
                 )
         if settings.sfreq is not None and not math.isclose(store.sfreq, settings.sfreq, rel_tol=1e-9):
             raise ValueError(
-                f"Store {store.path} was built at {store.sfreq:g} Hz and the recipe asks for {settings.sfreq:g} Hz: "
+                f"Store {store.address} was built at {store.sfreq:g} Hz and the recipe asks for {settings.sfreq:g} Hz: "
                 f"ingest again with preprocessing.sfreq: {settings.sfreq:g}, or set data.sfreq: {store.sfreq:g} "
                 f"(a window then lasts {settings.window_samples / store.sfreq:g} s)."
             )
@@ -239,6 +239,6 @@ def _check_stores(stores: Sequence[Store], settings: StreamSettings) -> None:
             here, there = getattr(store, what), getattr(first, what)
             if here != there:
                 raise ValueError(
-                    f"Stores {first.path} and {store.path} cannot be read together: {what} {there}{unit} and "
+                    f"Stores {first.address} and {store.address} cannot be read together: {what} {there}{unit} and "
                     f"{here}{unit}. Ingest one of them again with the other's {remedy}, or train on one."
                 )

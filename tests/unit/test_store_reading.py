@@ -248,8 +248,8 @@ def test_a_half_published_store_is_refused(path, tmp_path):
 def test_what_is_no_store_is_said_to_be_none(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="No store at .*nowhere"):
         open_store(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a local path"):
-        open_store("s3://bucket/store")
+    with pytest.raises(ValueError, match="not a local folder"):
+        write_store("s3://bucket/store", recordings(), sfreq=SFREQ)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         open_store(tmp_path)

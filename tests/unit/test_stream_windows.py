@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ class Columns:
     sfreq, step, dtype, unit = 256.0, 0.1, "int16", "uV"
 
     def __init__(self, rows, name="a", **changed):
-        self.path = Path("stores") / name
+        self.address = f"stores/{name}"
         self.fingerprint = f"fingerprint-of-{name}"
         self.rows = rows
         self.dataset_names = sorted({row[0] for row in rows})
