@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ddscale.deploy.description import Compared, describe, facts_of
 from ddscale.deploy.graphs import Part, parts_of
@@ -31,25 +29,16 @@ from ddscale.deploy.parity import (
     run,
     session,
 )
-from ddscale.deploy.precision import ACTIVATION_LIMIT, Range, audit_activations, run_half
+from ddscale.deploy.precision import ACTIVATION_LIMIT, Half, examine_half
 from ddscale.deploy.publishing import check_is_export, published
 from ddscale.deploy.quantisation import KEPT, QUANTISED, quantise_graphs, quantised_names
 from ddscale.deploy.recipe import ExportRecipe
-from ddscale.deploy.reference import PartReference, Reference, draw_latents, refer
+from ddscale.deploy.reference import Reference, draw_latents, refer
 from ddscale.deploy.schedules import TOLERANCE as TABLE_TOLERANCE
 from ddscale.deploy.source import Source, load_source
 from ddscale.deploy.writing import describe_graph, weight_names, write_graph
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Half:
-    """How a part does in true half precision."""
-
-    range: Range
-    error: float
-    """Relative L2 of PyTorch in fp16 to PyTorch in fp32."""
 
 
 @dataclass
@@ -112,7 +101,7 @@ def _write(
             half = precision == "fp16"
             if half:
                 say(f"{part.name}: activations, and PyTorch in fp16")
-                written.half[part.name] = _examine_half(part, own, example, reference)
+                written.half[part.name] = examine_half(part, own, reference.end_to_end)
             say(f"{part.name}: writing {precision}")
             (folder / precision).mkdir(exist_ok=True)
             path = folder / precision / f"{part.name}.onnx"
@@ -132,25 +121,6 @@ def _give_memory_back() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _examine_half(part: Part, own: PartReference, example: dict[str, Tensor], reference: Reference) -> Half:
-    """Leaves the part's module in fp16."""
-    batches = [example]
-    if reference.end_to_end is not None and part.inputs == ("latent",):
-        # What decoders are given in use; beside one of noise, for pictures take long.
-        batches = [
-            {"latent": example["latent"][:1]},
-            {"latent": torch.from_numpy(reference.end_to_end.final)},
-        ]
-    largest = audit_activations(part.module, batches)
-    part.module.half()
-    outputs = run_half(part.module, {name: value[:1] for name, value in example.items()})
-    errors = [
-        relative_l2(value.numpy(), own.outputs[name][:1])
-        for name, value in zip(part.outputs, outputs, strict=True)
-    ]
-    return Half(largest, float(np.max(errors)))
 
 
 def _compare(

@@ -10,12 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddscale.deploy.graphs import Normaliser
+from ddscale.deploy.graphs import Normaliser, Part
+from ddscale.deploy.manifest import UNET
+from ddscale.deploy.parity import relative_l2
+from ddscale.deploy.reference import EndToEnd, PartReference
 
 ACTIVATION_LIMIT = 16_000.0
 """A quarter of fp16's largest number: what real data may still add to the audit's."""
@@ -27,6 +31,51 @@ class Range:
 
     largest: float
     where: str
+
+
+@dataclass(frozen=True)
+class Half:
+    """How a part does in true half precision."""
+
+    range: Range
+    error: float
+    """Relative L2 of PyTorch in fp16 to PyTorch in fp32, of the worst row."""
+
+
+def examine_half(part: Part, own: PartReference, drawn: EndToEnd | None) -> Half:
+    """Look at a part on inputs that it meets in use: `own`, and those of a drawing from noise to picture.
+
+    Leaves the part's module in fp16.
+    """
+    ranged, exact = _met_in_use(part, own, drawn)
+    largest = audit_activations(part.module, [_tensors(one.inputs) for one in ranged])
+    part.module.half()
+    errors = []
+    for one in exact:
+        outputs = run_half(part.module, _tensors(one.inputs))
+        for name, value in zip(part.outputs, outputs, strict=True):
+            errors.append(relative_l2(value.numpy(), one.outputs[name]))
+    return Half(largest, float(np.max(errors)))  # NaN if any is
+
+
+def _met_in_use(
+    part: Part, own: PartReference, drawn: EndToEnd | None
+) -> tuple[list[PartReference], list[PartReference]]:
+    """What to look for the largest number on, and what to compare with fp32."""
+    first = own.rows(slice(0, 1))
+    if drawn is not None and part.inputs == ("latent",):
+        # What decoders are given in use; beside one of noise, for pictures take long.
+        return [first, PartReference({"latent": drawn.final}, {})], [first]
+    if drawn is not None and part.name == UNET:
+        # Signal and noise are mixed as made-up rows never are. Large ones: no more rows than `own` has.
+        return (
+            (drawn.calls, drawn.calls[-1:]) if drawn.large else ([own, *drawn.calls], [first, *drawn.calls])
+        )
+    return [own], [first]
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,15 @@ Predict = Callable[[Arrays], Arrays]
 
 @dataclass
 class PartReference:
-    """One part's inputs and outputs, with a batch of ROWS."""
+    """One part's inputs and outputs, of one batch."""
 
     inputs: Arrays
     outputs: Arrays
+
+    def rows(self, which: slice) -> PartReference:
+        """Some rows of the batch."""
+        inputs, outputs = ({n: v[which] for n, v in of.items()} for of in (self.inputs, self.outputs))
+        return PartReference(inputs, outputs)
 
 
 @dataclass
@@ -50,6 +56,13 @@ class EndToEnd:
     """(Z, G, c, h, w): drawn on the way, in order."""
     final: np.ndarray
     images: Arrays
+    calls: list[PartReference]
+    """Of the U-Net, on the way: all of them, or of large latents the first, a middle and the last, one row of each."""
+
+    @property
+    def large(self) -> bool:
+        """Whether one call of a network takes seconds."""
+        return max(self.initial.shape[2:]) > _SMALL_LATENT
 
 
 @dataclass
@@ -57,6 +70,7 @@ class Reference:
     """Everything that exported graphs are compared with."""
 
     parts: dict[str, PartReference] = field(default_factory=dict)
+    """With a batch of ROWS."""
     tables: list[tuple[Table, float]] = field(default_factory=list)
     """Each with its largest relative difference from diffusers."""
     constants: Arrays = field(default_factory=dict)
@@ -111,6 +125,8 @@ def draw_pictures(source: Source, parts: list[Part], table: Table, eeg: np.ndarr
     own, again = (torch.Generator().manual_seed(seed + 1) for _ in range(2))
     before = pipeline.scheduler
     pipeline.scheduler = scheduler_named(table.scheduler, before)
+    calls: list[PartReference] = []
+    watching = pipeline.unet.register_forward_hook(partial(_note_call, calls), with_kwargs=True)
     try:
         final = pipeline(
             condition=condition,
@@ -121,17 +137,37 @@ def draw_pictures(source: Source, parts: list[Part], table: Table, eeg: np.ndarr
             output_type="latent",
         ).images
     finally:
+        watching.remove()
         pipeline.scheduler = before
     noises = [torch.randn(shape, generator=again).numpy() for _ in range(table.noises)]
     images = {part.name: part.module(final).numpy() for part in parts if part.inputs == ("latent",)}
-    return EndToEnd(
+    drawn = EndToEnd(
         table,
         eeg,
         initial.numpy(),
         np.stack(noises) if noises else np.zeros((0, *shape), np.float32),
         final.numpy(),
         images,
+        calls,
     )
+    if drawn.large:
+        # Rows with EEG follow those without.
+        chosen = sorted({0, len(calls) // 2, len(calls) - 1})
+        drawn.calls = [calls[i].rows(slice(-1, None)) for i in chosen]
+    return drawn
+
+
+def _note_call(calls: list[PartReference], unet: Any, given: Any, named: Any, predicted: Any) -> None:
+    """A hook: what the U-Net was given and gave, under the names of its graph."""
+    sample, timestep = given
+    inputs = {
+        "sample": sample,
+        "timestep": timestep.float().expand(len(sample)),
+        "encoder_hidden_states": named["encoder_hidden_states"],
+        "class_labels": named["class_labels"],
+    }
+    arrays = {name: value.numpy().copy() for name, value in inputs.items() if value is not None}
+    calls.append(PartReference(arrays, {"noise_pred": predicted[0].numpy().copy()}))
 
 
 def draw_latents(reference: EndToEnd, constants: Arrays, graphs: Mapping[str, Predict]) -> np.ndarray:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from deploying import toy_recipe
 from torch import nn
 
-from ddscale.deploy.graphs import Normaliser
-from ddscale.deploy.precision import audit_activations, run_half
-from ddscale.deploy.source import WindowFacts
+from ddscale.deploy import reference
+from ddscale.deploy.graphs import Normaliser, Part, parts_of
+from ddscale.deploy.manifest import UNET
+from ddscale.deploy.precision import audit_activations, examine_half, run_half
+from ddscale.deploy.reference import EndToEnd, PartReference, draw_pictures
+from ddscale.deploy.schedules import tabulate
+from ddscale.deploy.source import WindowFacts, load_source
+from ddscale.diffusion.pipeline import scheduler_named
 
 
 class _Attention(nn.Module):
@@ -93,3 +100,61 @@ def test_half_precision_overflows_where_a_gpu_would_and_is_close_elsewhere(layer
     next(layer.parameters()).fill_(1.0)
     (overflown,) = run_half(layer, {"input": torch.full_like(x, 6e4).half()})
     assert torch.isinf(overflown).all()
+
+
+class _FailsAt(nn.Module):
+    """A U-Net that is loud, and wrong in half precision, at one timestep alone."""
+
+    def __init__(self, timestep):
+        super().__init__()
+        self.weight, self.timestep = nn.Parameter(torch.ones(())), timestep
+
+    def forward(self, sample, timestep):
+        gain = 1 + 29_999 * (timestep == self.timestep).to(self.weight.dtype)[:, None, None, None]
+        loud = sample.to(self.weight.dtype) * gain * self.weight * 4
+        return (loud / gain / 4).float()
+
+
+def _call(module, timesteps, size):
+    inputs = {"sample": torch.ones(len(timesteps), 2, size, size), "timestep": torch.tensor(timesteps)}
+    output = module(**inputs).detach().numpy()
+    return PartReference({name: value.numpy() for name, value in inputs.items()}, {"noise_pred": output})
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("timestep", [333.0, 7.0])
+def test_the_unet_is_examined_on_the_way_of_a_drawing(size, timestep):
+    module = _FailsAt(timestep)
+    part = Part(UNET, module, ("sample", "timestep"), ("noise_pred",), None, 1e-5, False)
+    calls = [_call(module, [t], size) for t in (999.0, 333.0, 7.0)]
+    blank = np.zeros((1, 2, size, size), np.float32)
+    drawn = EndToEnd(None, blank, blank, blank, blank, {}, calls)
+    own = _call(module, [981.0, 501.0, 1.0], size)
+    assert examine_half(part, own, None).range.largest < 10
+    module.float()
+    found = examine_half(part, own, drawn)
+    assert found.range.largest == 1.2e5
+    # One row of large latents is run in fp16, the last.
+    assert math.isfinite(found.error) == (size == 64 and timestep == 333.0)
+
+
+@pytest.mark.parametrize("small", [8, 4], ids=["small", "large"])
+def test_every_call_of_the_unet_is_noted_as_its_graph_takes_it(toy_export, monkeypatch, small):
+    monkeypatch.setattr(reference, "_SMALL_LATENT", small)
+    source = load_source(toy_recipe(toy_export))
+    parts = parts_of(source)
+    eeg = parts[0].draw(2, torch.Generator().manual_seed(0))["eeg"].numpy()
+    table = tabulate(scheduler_named("ddim", source.pipeline.scheduler), 5, "ddim")
+    drawn = draw_pictures(source, parts, table, eeg, 0)
+    times = [call.inputs["timestep"] for call in drawn.calls]
+    assert drawn.large == (small == 4)
+    if drawn.large:
+        assert [t.tolist() for t in times] == [[table.timesteps[i]] for i in (0, 2, 4)]
+    else:
+        assert [t.tolist() for t in times] == [[t] * 4 for t in table.timesteps]
+        np.testing.assert_array_equal(drawn.calls[0].inputs["sample"][2:], drawn.initial)
+    unet = next(part for part in parts if part.name == UNET)
+    for call in drawn.calls:
+        with torch.no_grad():
+            again = unet.module(**{name: torch.from_numpy(value) for name, value in call.inputs.items()})
+        np.testing.assert_allclose(again.numpy(), call.outputs["noise_pred"], rtol=1e-4, atol=1e-5)
