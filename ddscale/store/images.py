@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from ddscale.store import layout, sealing, tables, tar_shards
 from ddscale.store.identity import Split
+from ddscale.store.shard_files import read_bytes
 from ddscale.store.staging import write_error
 
 OnProgress = Callable[[int, int, str], None]
@@ -189,14 +190,12 @@ def read(store: Path, row: dict[str, Any]) -> bytes:
     try:
         descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = os.pread(descriptor, row["length"], row["offset"])
+            content = read_bytes(descriptor, row["length"], row["offset"])
         finally:
             os.close(descriptor)
-        if len(content) != row["length"]:
-            cause = "it ends before the picture does"
-        elif hashlib.sha256(content).hexdigest() != row["sha256"]:
+        if hashlib.sha256(content).hexdigest() != row["sha256"]:
             cause = "the picture's SHA-256 is another"
-    except OSError as error:
+    except (OSError, ValueError) as error:
         cause = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
     if cause:
         raise OSError(

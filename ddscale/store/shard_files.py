@@ -208,3 +208,14 @@ def read_whole(descriptor: int, out: np.ndarray, offset: int) -> None:
         if more == 0:
             raise ValueError("it ends before the data does")
         count += more
+
+
+def read_bytes(descriptor: int, length: int, offset: int) -> bytes:
+    """So many bytes from `offset` on, however many reads that takes. Raises ValueError when the file ends before."""
+    content = os.pread(descriptor, length, offset)
+    while len(content) < length:
+        more = os.pread(descriptor, length - len(content), offset + len(content))
+        if not more:
+            raise ValueError("it ends before the data does")
+        content += more
+    return content

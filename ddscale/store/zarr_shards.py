@@ -17,6 +17,8 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 
+from ddscale.store.shard_files import read_bytes
+
 # Several threads decode at a time here, each its own chunk; Blosc's own thread pool holds one lock for all.
 # zarr-python sets the same.
 numcodecs.blosc.use_threads = False
@@ -71,8 +73,10 @@ def read_shard_index(descriptor: int, chunks_in_shard: int) -> np.ndarray:
     """
     length = 16 * chunks_in_shard + _CRC.size
     size = os.fstat(descriptor).st_size
-    content = os.pread(descriptor, length, max(0, size - length))
-    if len(content) != length or google_crc32c.value(content[:-4]) != _CRC.unpack(content[-4:])[0]:
+    if size < length:
+        raise ValueError("its list of chunks is damaged or cut off")
+    content = read_bytes(descriptor, length, size - length)
+    if google_crc32c.value(content[:-4]) != _CRC.unpack(content[-4:])[0]:
         raise ValueError("its list of chunks is damaged or cut off")
     return np.frombuffer(content[:-4], "<u8").reshape(chunks_in_shard, 2)
 
@@ -90,9 +94,7 @@ def decode_into(
         raise ValueError("a chunk that should hold data is not stored")
     begin = int(wanted[0, 0])
     length = int(wanted[-1, 0] + wanted[-1, 1]) - begin
-    content = os.pread(descriptor, length, begin)
-    if len(content) != length:
-        raise ValueError("it ends before the data does")
+    content = read_bytes(descriptor, length, begin)
     scratch_TC: np.ndarray | None = None
     for number, (offset, size) in enumerate(wanted.tolist(), start=first):
         packed = content[offset - begin : offset - begin + size - _CRC.size]

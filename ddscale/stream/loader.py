@@ -129,7 +129,8 @@ class Loader:
     @property
     def beyond_limit(self) -> str | None:
         """Why too much was unreadable, once it was. The step that crosses a limit is still handed out, so that ranks
-        can agree on the end and keep a checkpoint; asking for another one raises OSError with this."""
+        can agree on the end and keep a checkpoint; asking for another one raises OSError with this, except in a
+        validation that ranks share, which is given to its end."""
         return self._unreadable.beyond_limit
 
     @classmethod
@@ -171,7 +172,8 @@ class Loader:
 
     def __next__(self) -> list[HostBatch]:
         asked = time.perf_counter()
-        if self.beyond_limit is not None:
+        # In the middle of a validation that is shared, an end of one rank would leave the others waiting for it.
+        if self.beyond_limit is not None and (self._end is None or self._world_size == 1):
             self.close()
             raise OSError(self.beyond_limit)
         if self._ahead is None:

@@ -412,3 +412,24 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_allowed(soft, hard, shards
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(said.stdout) == shards
+
+
+def test_reads_that_come_short_are_continued(path, monkeypatch):
+    """Network file systems may give fewer bytes than were asked for."""
+    expected = [original(open_store(path), row) for row in range(8)]
+    pread, preadv, short = os.pread, os.preadv, []
+
+    def some(descriptor, length, offset):
+        short.append(length)
+        return pread(descriptor, min(length, 37), offset)
+
+    def some_into(descriptor, buffers, offset):
+        short.append(1)
+        return preadv(descriptor, [memoryview(buffers[0]).cast("B")[:37]], offset)
+
+    monkeypatch.setattr(os, "pread", some)
+    monkeypatch.setattr(os, "preadv", some_into)
+    store = open_store(path)
+    for row, expected_TC in enumerate(expected):
+        assert np.array_equal(store.read(row, 0, len(expected_TC)), expected_TC)
+    assert len(short) > 100
