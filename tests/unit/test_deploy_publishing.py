@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from ddscale.deploy import publishing
+from ddscale.deploy.exporting import export
 from ddscale.deploy.manifest import FILE_NAME
 from ddscale.deploy.parity import Checks, ParityError
 from ddscale.deploy.publishing import check_is_export, published
+from ddscale.deploy.recipe import ExportRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,13 +141,13 @@ def test_what_no_export_has_written_is_not_replaced(tmp_path, foreign, make):
 def test_what_was_put_there_meanwhile_is_not_replaced_either(tmp_path):
     out = fill(tmp_path / "out")
 
-    def export():
+    def publish():
         with published(out, check_is_export) as new:
             fill(new)
             put(out / "thesis.tex")
 
     with pytest.raises(ValueError, match="thesis"):
-        export()
+        publish()
     assert (out / "thesis.tex").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -198,7 +200,7 @@ def test_an_export_killed_while_it_replaced_the_earlier_one_loses_nothing(tmp_pa
     kill(begun(out, f"{BETWEEN}"))
     assert not out.exists()
 
-    def export():
+    def publish():
         with published(out, check_is_export) as new:
             if fails:
                 raise ParityError("it does not hold")
@@ -206,9 +208,9 @@ def test_an_export_killed_while_it_replaced_the_earlier_one_loses_nothing(tmp_pa
 
     if fails:
         with pytest.raises(ParityError):
-            export()
+            publish()
     else:
-        export()
+        publish()
     assert below(tmp_path) == EXPORT
     assert (out / "fp32" / "unet.onnx").read_text() == ("weights" if fails else "new weights")
 
@@ -261,3 +263,11 @@ def test_a_link_stays_and_leads_to_the_new_export(tmp_path):
         assert (real / "fp32" / "unet.onnx").read_text() == text
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {"export"}
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "export"}
+
+
+def test_the_command_refuses_such_a_folder_before_it_reads_any_weights(tmp_path):
+    put(tmp_path / "stores" / "mine" / FILE_NAME, json.dumps({"datasets": []}))
+    recipe = ExportRecipe(source=str(tmp_path / "no such run"), out=str(tmp_path / "stores"))
+    with pytest.raises(ValueError, match="mine is there and is no earlier export"):
+        export(recipe)
+    assert (tmp_path / "stores" / "mine" / FILE_NAME).exists()
