@@ -318,6 +318,15 @@ class Store:
         chunks = zarr_shards.chunks_per_record(self.content.record_samples, self.content.chunk_samples)
         return zarr_shards.read_shard_index(descriptor, rows * chunks)
 
+    def holds(self, code: int) -> bool:
+        """Whether a shard is a local file, and need not be fetched."""
+        return self.origin is None or os.path.isfile(self.path / self.shard_names[code])
+
+    def fetch(self, code: int) -> None:
+        """Have a shard of a remote store in the cache. Raises ReadError."""
+        if self.origin is not None:
+            self.origin.hold(self.shard_names[code], functools.partial(self._sound, code))
+
     def _sound(self, code: int, file: Path) -> bool:
         """Whether the records of a tar shard have the checksums of the index; chunks of Zarr's have their own."""
         if self.content.backend == "zarr":

@@ -17,6 +17,7 @@ from ddscale.store import Store, open_store
 from ddscale.store.shard_cache import ShardCache, default_folder
 from ddscale.stream import cache_fit
 from ddscale.stream.collation import Collator, HostBatch, Slot
+from ddscale.stream.fetch_ahead import FetchAhead
 from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
 from ddscale.stream.pictures import StorePictures, has_pictures
@@ -286,7 +287,13 @@ class Loader:
         last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)
         ahead = ReadAhead(collator, self._slots, threads, last)
         # A loader that is dropped without close() must not leave threads behind, nor must the end of the program.
-        self._closing = weakref.finalize(self, _end_reading, collator, ahead)
+        fetching = None
+        if end is None and any(store.origin is not None for store in self._stores):
+            me = weakref.proxy(self)  # the thread must not keep the loader alive
+            fetching = FetchAhead(
+                self._stores, self._order, settings, lambda: int(me.samples_seen), self._rank
+            )
+        self._closing = weakref.finalize(self, _end_reading, collator, ahead, fetching)
         return ahead
 
     def _order_settings(self) -> dict[str, Any]:
@@ -322,8 +329,12 @@ class _Positions:
         return positions if self._end is None else np.where(positions < self._end, positions, -1)
 
 
-def _end_reading(collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]]) -> None:
+def _end_reading(
+    collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]], fetching: FetchAhead | None
+) -> None:
     collator.stop()
+    if fetching is not None:
+        fetching.stop()
     ahead.close()
     collator.close()
 

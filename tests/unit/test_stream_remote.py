@@ -294,6 +294,23 @@ def test_a_store_that_was_ingested_anew_is_not_mixed_with_the_old_one(local, cac
     assert (open_store(url, cache).read(0, 0, 5) == 70).all()
 
 
+def test_the_next_blocks_shards_are_fetched_before_they_are_read(local, tmp_path):
+    given = settings(f"file://{local}", tmp_path / "cache", shuffle="block", block_shards=2, reader_threads=0)
+    with Loader(given, global_batch_size=4, micro_batch_size=4) as loader:
+        next(loader)
+        (store,) = loader.stores
+        at = loader.locate(np.arange(4, 24))  # a block is 20 windows of two shards
+        coming = set(store.shard[at.row].tolist())
+        assert len(coming) == 4
+        later = set(range(8)) - coming
+        deadline = time.monotonic() + 60
+        while not all(store.holds(code) for code in coming) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert all(store.holds(code) for code in coming)
+        assert not any(store.holds(code) for code in later)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ddscale-fetch-ahead"]
+
+
 # -- what is said ------------------------------------------------------------------------------------------------
 
 
