@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -211,6 +212,10 @@ def session() -> Iterator[Ranks]:
         raise
     # Not after a failure: with a peer gone, leaving the group in order may wait for it.
     dist.destroy_process_group()
+    if ranks.device.type == "cpu":
+        # A thread of gloo may still hold the last collective's tensors. Letting them go takes the interpreter's lock,
+        # and a thread that asks for it once the interpreter ends aborts the process, after all its work is done.
+        time.sleep(0.2)
 
 
 def quiet_deepspeed() -> Any:
