@@ -28,7 +28,12 @@ LENGTH, WIDTH = 2, 3
 LATENT = (2, 4, 4)
 
 
-def tiny_folder(folder: Path, channels: int = CHANNELS, samples: int = SAMPLES) -> Path:
+def tiny_folder(
+    folder: Path,
+    channels: int = CHANNELS,
+    samples: int = SAMPLES,
+    latent: tuple[int, int, int] = LATENT,
+) -> Path:
     """A folder that the runtime loads: its pictures depend on EEG, seed, guidance and step."""
     (folder / "schedules").mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -60,11 +65,11 @@ def tiny_folder(folder: Path, channels: int = CHANNELS, samples: int = SAMPLES) 
                 ("Add", ["kept", "push"], ["noise_pred"], {}),
             ],
             {
-                "sample": ("batch", *LATENT),
+                "sample": ("batch", *latent),
                 "timestep": ("batch",),
                 "encoder_hidden_states": ("batch", LENGTH, WIDTH),
             },
-            {"noise_pred": ("batch", *LATENT)},
+            {"noise_pred": ("batch", *latent)},
             {
                 "axes": np.array([1, 2]),
                 "last": np.array([3]),
@@ -75,9 +80,9 @@ def tiny_folder(folder: Path, channels: int = CHANNELS, samples: int = SAMPLES) 
         ),
         "vae_decoder": _graph(
             [("ConvTranspose", ["latent", "kernel"], ["image"], {"strides": [2, 2]})],
-            {"latent": ("batch", *LATENT)},
-            {"image": ("batch", 3, 8, 8)},
-            {"kernel": (random.standard_normal((LATENT[0], 3, 2, 2)) * 0.3).astype(np.float32)},
+            {"latent": ("batch", *latent)},
+            {"image": ("batch", 3, 2 * latent[1], 2 * latent[2])},
+            {"kernel": (random.standard_normal((latent[0], 3, 2, 2)) * 0.3).astype(np.float32)},
         ),
     }
     infos = {}
@@ -106,7 +111,7 @@ def tiny_folder(folder: Path, channels: int = CHANNELS, samples: int = SAMPLES) 
         samples=samples,
         preprocessing=None,
         normalisation={"kind": "zscore"},
-        latent=LatentInfo(*LATENT, downsampling=2),
+        latent=LatentInfo(*latent, downsampling=2),
         vae_scale=1.0,
         prediction_type="epsilon",
         constants="constants.npz",

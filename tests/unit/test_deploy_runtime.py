@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,20 @@ def test_the_encoder_alone(kept):
         encoder.encode(np.full((CHANNELS, SAMPLES), np.nan))
 
 
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_an_encoder_is_used_by_several_threads(kept, provider):
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    encoder = Encoder.load(kept, provider)
+    windows = eeg(300)
+    (expected,) = (Encoder.load(kept).encode(windows[n : n + 3])["encoder_hidden_states"] for n in (0,))
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: encoder.encode(windows[:3])["encoder_hidden_states"], range(200)))
+    assert all(np.allclose(one, expected, atol=1e-5) for one in made)
+    # More windows than are encoded at once.
+    assert encoder.encode(windows)["encoder_hidden_states"].shape[0] == 300
+
+
 def script(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "export" / "generate.py"), *map(str, arguments)]
@@ -167,7 +183,9 @@ def test_the_script_writes_the_pictures(model, kept, tmp_path):
     [
         (lambda path: None, "no EEG in"),
         (lambda path: path.write_bytes(b"EDF"), "not a .npy file"),
-        (lambda path: np.save(path, eeg(2)[:, :2]), "give the 4 channels"),
+        (lambda path: path.write_bytes(b""), "not a .npy file"),
+        (lambda path: path.write_bytes(b"PK\x03\x04broken"), "not a .npy file"),
+        (lambda path: np.save(path, eeg(2)[:, :2]), "give 4 channels"),
         (lambda path: np.save(path, eeg(2) * np.float32(np.nan)), "NaN"),
     ],
 )
@@ -192,7 +210,7 @@ def refused(model, windows, match, **stated):
     ("windows", "match"),
     [
         (eeg(2).transpose(0, 2, 1), r"shape \(2, 32, 4\).*swap its last two axes"),
-        (eeg(2)[:, :3], r"4 channels.*give the 4 channels"),
+        (eeg(2)[:, :3], r"4 channels.*give 4 channels"),
         (np.concatenate([eeg(1), eeg(1)], axis=2), r"cut it into windows of 32 samples"),
         (eeg(1)[0, 0], r"shape \(32,\)"),
         (eeg(1)[None], r"shape \(1, 1, 4, 32\)"),
@@ -245,8 +263,30 @@ def test_channels_without_signal(model):
     refused(model, windows, "and 2 more")
 
 
+def test_some_channels_in_another_unit(model):
+    windows = eeg(1)
+    windows[0, 1] *= 1e-6
+    refused(
+        model, windows, r"cannot be in µV beside others that are: window 0 channel 1 .*Convert all channels"
+    )
+
+
+def test_nanovolts_are_called_so(model):
+    refused(model, eeg(1) * np.float32(1e3), "look like nV read as µV")
+
+
 @pytest.mark.parametrize(
-    "setting", [{"samples": 0}, {"batch_size": 0}, {"guidance": 0.5}, {"guidance": float("nan")}]
+    "setting",
+    [
+        {"samples": 0},
+        {"samples": 2.5},
+        {"batch_size": 0},
+        {"guidance": 0.5},
+        {"guidance": float("nan")},
+        {"guidance": "3"},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
 )
 def test_settings_out_of_range(model, setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
@@ -260,8 +300,26 @@ def test_a_sampler_that_was_not_exported(model):
         model.generate(eeg(1), scheduler="unipc", steps=8)
     with pytest.raises(ManifestError, match="ddim with 7 steps"):
         model.generate(eeg(1), scheduler="ddim", steps=7)
-    with pytest.raises(ManifestError, match="no table for unipc"):
+    with pytest.raises(ManifestError, match="no table for unipc; it has"):
         model.generate(eeg(1), scheduler="unipc")
+    with pytest.raises(ManifestError, match="no table for a sampler with 999 steps; it has"):
+        model.generate(eeg(1), steps=999)
+
+
+def test_a_table_of_another_sampler_is_refused_and_none_is_read_later(folder):
+    model = EEGToImage.load(folder)
+    before = model.generate(eeg(1), scheduler="ddim", steps=2)
+    shutil.copy(folder / "schedules" / "lcm-3.npz", folder / "schedules" / "ddim-2.npz")
+    assert np.array_equal(model.generate(eeg(1), scheduler="ddim", steps=2), before)
+    content = (folder / "schedules" / "ddim-2.npz").read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["schedules/ddim-2.npz"] = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match="holds lcm with 3 steps, the manifest says ddim with 2"):
+        EEGToImage.load(folder)
 
 
 def test_a_picture_of_nan_is_an_error_and_not_black():

@@ -104,6 +104,16 @@ def test_an_engine_that_computes_something_else_is_found_out(folder):
         model.check()
 
 
+def test_a_decoder_that_computes_something_else_is_found_out(folder):
+    model = EEGToImage.load(folder)
+    run = model._decoder.run
+    model._decoder.run = lambda inputs: {
+        name: value * np.float32("nan") for name, value in run(inputs).items()
+    }
+    with pytest.raises(ValueError, match=r"draws other pictures \(vae_decoder\) than PyTorch did"):
+        model.check()
+
+
 # What a machine runs that has nothing but NumPy and an engine: every import that is refused fails loudly.
 ALONE = """
 import importlib.abc, json, sys

@@ -509,14 +509,15 @@ def test_a_body_that_does_not_come_gets_408(model):
     assert "had not come after 0.1 s" in slow.message
 
 
-def test_an_error_in_drawing_is_an_answer_and_not_the_end(model, caplog):
+@pytest.mark.parametrize("failure", [RuntimeError, ValueError])
+def test_an_error_in_drawing_is_an_answer_and_not_the_end(model, caplog, failure):
     class Broken:
         def __getattr__(self, name):
             return getattr(model, name)
 
         def generate(self, eeg, seed, **settings):
             if seed == 1:
-                raise RuntimeError("the engine has failed")
+                raise failure("the engine has failed")
             return model.generate(eeg, seed=seed, **settings)
 
     async def ask():

@@ -6,6 +6,7 @@ Triton itself is not run here: its Python backend's module is stood in for, the 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,8 @@ def test_the_configuration_of_the_pipeline(repository):
         "guidance",
         "seed",
         "samples",
+        "sfreq",
+        "unit",
     }
     assert tuple(config.output[0].dims) == (-1, 8, 8, 3)
 
@@ -149,8 +152,6 @@ def test_engines_in_place_of_graphs(folder, tmp_path):
 
     with pytest.raises(ManifestError, match=r"it has none: build them with python export/to_tensorrt\.py"):
         write_repository(folder, tmp_path / "none", "tensorrt")
-    import shutil
-
     export = shutil.copytree(folder, tmp_path / "fp32")
     manifest = Manifest.load(export)
     engines = export / "engines" / "datacentre-sm90"
@@ -228,6 +229,8 @@ class InferenceRequest:
     def __init__(self, model_name="", requested_output_names=(), inputs=(), preferred_memory=None):
         self.model_name, self.outputs = model_name, list(requested_output_names)
         self.tensors = {t.name(): t for t in inputs}
+    def is_cancelled(self):
+        return getattr(self, "cancelled", False)
     def exec(self):
         path = f"{REPOSITORY}/{self.model_name}/1/{self.model_name}.onnx"
         session = SESSIONS.setdefault(self.model_name, onnxruntime.InferenceSession(path))
@@ -261,20 +264,27 @@ spec.loader.exec_module(module)
 import ddscale
 assert ddscale.__file__.startswith(folder), ddscale.__file__
 model = module.TritonPythonModel()
-model.initialize({"model_config": json.dumps({"parameters": {"decoder": {"string_value": "full"}}})})
+model.initialize({"model_config": json.dumps({"parameters": {
+    "decoder": {"string_value": "full"}, "max_pictures": {"string_value": "9"}}})})
 eeg = np.load(f"{work}/eeg.npy")
 def tensors(eeg, **settings):
     given = {"eeg": eeg}
     for name, value in settings.items():
         given[name] = np.array([value], object if isinstance(value, bytes) else None)
     return pb.InferenceRequest(inputs=[pb.Tensor(name, array) for name, array in given.items()])
-plain, full, wrong = model.execute([
+left = tensors(eeg)
+left.cancelled = True
+plain, full, *wrong = model.execute([
     tensors(eeg),
-    tensors(eeg, steps=3, scheduler=b"lcm", guidance=2.0, seed=7, samples=3),
+    tensors(eeg, steps=3, scheduler=b"lcm", guidance=2.0, seed=7, samples=3, sfreq=256.0, unit=b"uV"),
     tensors(eeg * np.float32("nan")),
+    tensors(eeg, sfreq=250.0),
+    tensors(eeg, unit=b"V"),
+    tensors(eeg, samples=4),
+    left,
 ])
 np.savez(f"{work}/pictures.npz", plain=plain.tensors["images"].as_numpy(), full=full.tensors["images"].as_numpy())
-print(wrong.error().message())
+print(json.dumps([answer.error().message() for answer in wrong]))
 print(json.dumps(sorted(sys.modules.keys() & {"torch", "diffusers", "pydantic", "mne", "fastapi"})))
 """
 
@@ -289,8 +299,11 @@ def test_the_pipeline_draws_the_runtime_pictures_from_the_repository_alone(folde
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    complaint, unwanted = done.stdout.splitlines()
-    assert "NaN" in complaint
+    complaints, unwanted = done.stdout.splitlines()
+    for complaint, expected in zip(
+        json.loads(complaints), ("NaN", "250 Hz", "stated in V", "12 pictures", "cancelled"), strict=True
+    ):
+        assert expected in complaint
     assert json.loads(unwanted) == []
     model = EEGToImage.load(folder)
     with np.load(tmp_path / "pictures.npz") as pictures:
@@ -298,6 +311,23 @@ def test_the_pipeline_draws_the_runtime_pictures_from_the_repository_alone(folde
         assert np.abs(pictures["plain"].astype(int) - expected).max() <= 1
         expected = model.generate(eeg(3), 3, "lcm", 2.0, 7, samples=3, batch_size=4)
         assert np.abs(pictures["full"].astype(int) - expected).max() <= 1
+
+
+def test_a_repository_whose_graph_was_changed_is_not_started(repository, tmp_path):
+    changed = tmp_path / "repository"
+    shutil.copytree(repository, changed)
+    graph = changed / "unet" / "1" / "unet.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    (tmp_path / "triton_python_backend_utils.py").write_text(STAND_IN)
+    np.save(tmp_path / "eeg.npy", eeg(3))
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(changed), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "unet.onnx is not what was exported: write the repository again" in done.stderr
 
 
 def test_the_command_writes_it(folder, tmp_path):

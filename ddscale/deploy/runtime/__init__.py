@@ -7,9 +7,18 @@
 EEG is (windows, channels, samples) in µV at the manifest's rate; pictures are uint8 (windows x samples, H, W, 3).
 """
 
-from ddscale.deploy.runtime.generation import EEGToImage, Encoder, Timings
+from ddscale.deploy.runtime.generation import EEGToImage, Encoder, SamplerError, Timings
 from ddscale.deploy.runtime.graphs import PROVIDERS, ProviderError
 from ddscale.deploy.runtime.noise import starting_noise
 from ddscale.deploy.runtime.windows import EEGError
 
-__all__ = ["PROVIDERS", "EEGError", "EEGToImage", "Encoder", "ProviderError", "Timings", "starting_noise"]
+__all__ = [
+    "PROVIDERS",
+    "EEGError",
+    "EEGToImage",
+    "Encoder",
+    "ProviderError",
+    "SamplerError",
+    "Timings",
+    "starting_noise",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_eeg(path: str | os.PathLike[str]) -> np.ndarray:
         )
     try:
         windows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a .npy file ({error}): write it with np.save.") from None
     if not isinstance(windows, np.ndarray):
         raise ValueError(f"{path} is an archive of several arrays: give a .npy file of windows.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ddscale.deploy.manifest import UNET, Manifest, ManifestError
+from ddscale.deploy.runtime.sampler import Table
 
 
 def checked_manifest(folder: str | os.PathLike[str], names: list[str]) -> Manifest:
@@ -42,3 +43,20 @@ def load_constants(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     """What guidance starts from, by name."""
     with np.load(folder / str(manifest.constants), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def load_tables(folder: Path, manifest: Manifest) -> dict[tuple[str, int], Table]:
+    """Every sampler that was exported, by name and steps, so that none can be exchanged later.
+
+    Raises ManifestError when a file holds another sampler than the manifest says.
+    """
+    tables = {}
+    for schedule in manifest.schedules:
+        table = Table.load(folder / schedule.file)
+        if (table.scheduler, table.steps) != (schedule.name, schedule.steps):
+            raise ManifestError(
+                f"{folder / schedule.file} holds {table.scheduler} with {table.steps} steps, the manifest says "
+                f"{schedule.name} with {schedule.steps}: copy the folder again, or export again."
+            )
+        tables[schedule.name, schedule.steps] = table
+    return tables

@@ -19,13 +19,18 @@ from typing import Literal
 import numpy as np
 
 from ddscale.deploy.manifest import DECODER, ENCODER, TINY_DECODER, UNET, Manifest, ManifestError
-from ddscale.deploy.runtime.folder import checked_manifest, load_constants
+from ddscale.deploy.runtime.folder import checked_manifest, load_constants, load_tables
 from ddscale.deploy.runtime.graphs import Graph, open_graph
 from ddscale.deploy.runtime.noise import Noise, picture_seed
 from ddscale.deploy.runtime.sampler import Table, replay
 from ddscale.deploy.runtime.windows import checked
 
 _USUAL_BATCH = 8
+_WINDOWS_AT_ONCE = 256
+
+
+class SamplerError(ManifestError):
+    """A sampler or a number of steps that was not exported; the message says which were."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Encoder:
     def __init__(self, manifest: Manifest, graph: Graph) -> None:
         self.manifest = manifest
         self._graph = graph
+        self._busy = threading.Lock()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], provider: str = "cpu", threads: int = 0) -> Encoder:
@@ -56,11 +62,18 @@ class Encoder:
         return cls(manifest, open_graph(Path(folder), manifest.graph(ENCODER), provider, threads))
 
     def encode(self, eeg: object, sfreq: float | None = None, unit: str = "uV") -> dict[str, np.ndarray]:
-        """The graph's outputs by name, for windows (B, C, T) or (C, T); float32.
+        """The graph's outputs by name, for windows (B, C, T) or (C, T); float32. One call at a time, others wait.
 
         Raises EEGError when the windows are not as the model takes them.
         """
-        return self._graph.run({"eeg": checked(eeg, self.manifest, sfreq, unit)})
+        windows_BCT = checked(eeg, self.manifest, sfreq, unit)
+        size = self._graph.most_pictures or _WINDOWS_AT_ONCE
+        with self._busy:
+            parts = [
+                self._graph.run({"eeg": windows_BCT[first : first + size]})
+                for first in range(0, len(windows_BCT), size)
+            ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class EEGToImage:
@@ -78,9 +91,10 @@ class EEGToImage:
         self.timings = Timings()
         self._folder = folder
         self._encoder, self._unet = graphs[ENCODER], graphs[UNET]
-        (self._decoder,) = (graphs[name] for name in (DECODER, TINY_DECODER) if name in graphs)
+        (self._decoder_name,) = (name for name in (DECODER, TINY_DECODER) if name in graphs)
+        self._decoder = graphs[self._decoder_name]
         self._constants = load_constants(folder, manifest)
-        self._tables: dict[tuple[str, int], Table] = {}
+        self._tables = load_tables(folder, manifest)
         self._busy = threading.Lock()
         assert manifest.latent is not None, "a generator's manifest has it, see checked_manifest"
         self._latent_shape = (manifest.latent.channels, manifest.latent.height, manifest.latent.width)
@@ -135,13 +149,17 @@ class EEGToImage:
         the starting noise, whatever the batch. first_window: number of the first window. batch_size: pictures drawn
         together; by default 8, or what the engines were built for. on_step(done, all): after each U-Net call; what
         it raises ends the drawing.
-        Raises EEGError for EEG that the model must not be given, ManifestError for a sampler that was not exported,
+        Raises EEGError for EEG that the model must not be given, SamplerError for a sampler that was not exported,
         ValueError for other numbers out of range.
         """
         batch_size = self._largest_batch() if batch_size is None else batch_size
-        for name, number in (("samples", samples), ("batch_size", batch_size), ("guidance", guidance)):
-            if not 1 <= number < float("inf"):
-                raise ValueError(f"{name} is {number}: give 1 or more.")
+        for name, number in (("samples", samples), ("batch_size", batch_size)):
+            if not isinstance(number, (int, np.integer)) or number < 1:
+                raise ValueError(f"{name} is {number!r}: give a whole number, 1 or more.")
+        if not isinstance(guidance, (int, float, np.number)) or not 1 <= guidance < float("inf"):
+            raise ValueError(f"guidance is {guidance!r}: give a number, 1 or more.")
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed!r}: give a whole number from 0 to 2**63 - 1.")
         windows_BCT = checked(eeg, self.manifest, sfreq, unit)
         table = self.table(scheduler, steps)
         pictures = [(window, sample) for window in range(len(windows_BCT)) for sample in range(samples)]
@@ -168,18 +186,19 @@ class EEGToImage:
         return np.concatenate(images)
 
     def check(self) -> float:
-        """Draw the export's golden latents on this machine and engine, of one picture.
+        """Draw the export's golden picture on this machine and engine.
 
-        Returns their relative L2 to PyTorch's. Raises ManifestError when that is more than the export allows: then
-        pictures made here would be wrong without looking wrong.
+        Returns the relative L2 of its latents to PyTorch's. Raises ManifestError when latents or picture are further
+        off than the export allows: then pictures made here would be wrong without looking wrong.
         """
         golden, end = self.manifest.golden, self.manifest.golden.end_to_end
         if end is None:
             return 0.0
         self.manifest.check_files(self._folder, [golden.file])
         with np.load(self._folder / golden.file, allow_pickle=False) as file:
-            eeg, initial, final = (
-                file[f"end_to_end/{n}"][:1] for n in ("eeg", "initial_latents", "final_latents")
+            eeg, initial, final, image = (
+                file[f"end_to_end/{name}"][:1]
+                for name in ("eeg", "initial_latents", "final_latents", f"{self._decoder_name}/image")
             )
             draws = iter([initial, *file["end_to_end/noises"][:, :1]])
         with self._busy:
@@ -188,14 +207,23 @@ class EEGToImage:
             drawn = self._latents(
                 condition, lambda: next(draws), table, end.guidance, _Progress(None, 0), Timings()
             )
-        error = float(np.linalg.norm(drawn - final) / np.linalg.norm(final))
-        if not error <= end.tolerance:
-            raise ManifestError(
-                f"{self._folder} on {self.provider} draws other latents than PyTorch did: {error:.1e} apart "
-                f"(relative), {end.tolerance:.0e} is allowed. Do not use it here: update driver and engine, or "
-                "choose another provider or precision."
-            )
-        return error
+            # Of the golden latents, so that the decoder answers for itself alone.
+            decoded = self._decoder.run({"latent": final})["image"]
+        errors = {
+            "latents": (_distance(drawn, final), end.tolerance),
+            f"pictures ({self._decoder_name})": (
+                _distance(decoded, image),
+                golden.tolerances[self._decoder_name],
+            ),
+        }
+        for what, (error, tolerance) in errors.items():
+            if not error <= tolerance:
+                raise ManifestError(
+                    f"{self._folder} on {self.provider} draws other {what} than PyTorch did: {error:.1e} apart "
+                    f"(relative), {tolerance:.0e} is allowed. Do not use it here: update driver and engine, or "
+                    "choose another provider or precision."
+                )
+        return errors["latents"][0]
 
     def table(self, scheduler: str | None = None, steps: int | None = None) -> Table:
         """A sampler that was exported; what is not given is that of the first exported which fits."""
@@ -204,11 +232,14 @@ class EEGToImage:
             for schedule in self.manifest.schedules
             if scheduler in (None, schedule.name) and steps in (None, schedule.steps)
         ]
-        chosen = fitting[0] if fitting else self.manifest.schedule(str(scheduler), steps or 0)
-        key = (chosen.name, chosen.steps)
-        if key not in self._tables:
-            self._tables[key] = Table.load(self._folder / chosen.file)
-        return self._tables[key]
+        if not fitting:
+            there = ", ".join(f"{s.name} with {s.steps} steps" for s in self.manifest.schedules)
+            asked = scheduler or "a sampler"
+            raise SamplerError(
+                f"this export has no table for {asked}{'' if steps is None else f' with {steps} steps'}; it has "
+                f"{there}. Use one of these, or add the sampler and steps to the recipe's `schedules` and export again."
+            )
+        return self._tables[fitting[0].name, fitting[0].steps]
 
     def _largest_batch(self) -> int:
         limits = [graph.most_pictures for graph in (self._encoder, self._unet, self._decoder)]
@@ -253,6 +284,10 @@ class EEGToImage:
                 array = np.concatenate([null, array])
             given[name] = np.ascontiguousarray(array, dtype=np.float32)
         return given
+
+
+def _distance(given: np.ndarray, golden: np.ndarray) -> float:
+    return float(np.linalg.norm(given - golden) / np.linalg.norm(golden))
 
 
 def as_pixels(images_G3HW: np.ndarray) -> np.ndarray:

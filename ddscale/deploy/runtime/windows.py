@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from ddscale.deploy.manifest import Manifest
-from ddscale.signal.units import implausible_unit, microvolts_per
+from ddscale.signal.units import PLAUSIBLE_RMS_UV, implausible_unit, microvolts_per
 
 _SHOWN = 6
+# A single channel may be quieter or louder than the median one; by how much more.
+_ALONE = 10.0
 
 
 class EEGError(ValueError):
@@ -57,7 +59,7 @@ def _check_rate(sfreq: float | None, manifest: Manifest) -> None:
 
 def _check_unit(unit: str, manifest: Manifest) -> None:
     try:
-        scale = microvolts_per(unit)
+        scale = microvolts_per(str(unit))
     except ValueError as error:
         raise EEGError(str(error)) from None
     if manifest.normalisation is not None and scale != microvolts_per(manifest.unit):
@@ -77,7 +79,7 @@ def _shaped(eeg: object, manifest: Manifest) -> np.ndarray:
         if given[-2:] == wanted[::-1]:
             hint = "it has time before channels: swap its last two axes"
         elif windows.ndim == 3 and windows.shape[1] != wanted[0] and windows.shape[2] == wanted[1]:
-            hint = f"give the {wanted[0]} channels that the model was exported for, in their order"
+            hint = f"give {wanted[0]} channels, those of the recordings it was trained on and in their order"
         elif windows.ndim == 3 and windows.shape[1] == wanted[0]:
             hint = f"cut it into windows of {wanted[1]} samples"
         raise EEGError(f"the EEG has shape {given}, the model takes windows of {expected(manifest)}: {hint}.")
@@ -109,11 +111,20 @@ def _check_signal(windows_BCT: np.ndarray) -> None:
 def _check_level(windows_BCT: np.ndarray) -> None:
     level_BC = windows_BCT.astype(np.float64).std(axis=2)
     for window, level_C in enumerate(level_BC):
-        if complaint := implausible_unit(level_C):
+        if complaint := implausible_unit(level_C, assumed="uV"):
             cause = complaint.split("; state")[0].rstrip(".")
             raise EEGError(
                 f"window {window} of the EEG is not in µV: {cause}. Convert it to µV before sending it."
             )
+    # Most channels may be right while others, of another amplifier or file, are in V or nV.
+    low, high = PLAUSIBLE_RMS_UV
+    far_BC = (level_BC < low / _ALONE) | (level_BC > high * _ALONE)
+    if far_BC.any():
+        worst = level_BC[far_BC][0]
+        raise EEGError(
+            f"the EEG has channels that cannot be in µV beside others that are: {_places(far_BC)} (standard deviation "
+            f"{worst:.1e}). Convert all channels to µV, and leave out those that are not EEG."
+        )
 
 
 def _places(bad_BC: np.ndarray) -> str:

@@ -10,6 +10,8 @@ from types import FrameType
 from ddscale.deploy.manifest import Manifest
 from ddscale.deploy.runtime.graphs import PROVIDERS
 
+_CONNECTIONS = 800
+
 
 def main() -> int:
     """Returns the exit code."""
@@ -27,6 +29,10 @@ def main() -> int:
         "--places", type=int, default=32, help="requests that wait or are drawn; others get 429"
     )
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one request")
+    parser.add_argument("--head-timeout", type=float, default=10.0, help="seconds for a request's head")
+    parser.add_argument(
+        "--write-timeout", type=float, default=30.0, help="seconds for a client to take its answer"
+    )
     parser.add_argument("--max-pictures", type=int, default=16, help="windows times samples of one request")
     parser.add_argument(
         "--no-check", action="store_true", help="do not draw the golden picture before the first"
@@ -51,6 +57,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
         from ddscale.deploy.runtime import EEGToImage
         from ddscale.deploy.serving.app import Limits, make_app
+        from ddscale.deploy.serving.connections import guarded
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install fastapi uvicorn.") from None
     failures: list[Exception] = []
@@ -67,16 +74,20 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     app = make_app(
         load,
-        Limits(places=arguments.places, timeout_s=arguments.timeout, max_pictures=arguments.max_pictures),
+        Limits(
+            places=arguments.places,
+            timeout_s=arguments.timeout,
+            write_timeout_s=arguments.write_timeout,
+            max_pictures=arguments.max_pictures,
+        ),
         on_failure=stop,
     )
-    # More connections than this get 503 from uvicorn itself: each costs memory even when it only waits for a 429.
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=arguments.host,
             port=arguments.port,
-            limit_concurrency=1000,
+            http=guarded(_CONNECTIONS, arguments.head_timeout, arguments.write_timeout),
             h11_max_incomplete_event_size=16384,
             timeout_graceful_shutdown=30,
             log_level="info",

@@ -4,7 +4,7 @@ POST /generate?steps=20&guidance=3&seed=0&samples=1&scheduler=dpmsolver%2B%2B&fo
      body: a .npy file, (channels, samples) or (windows, channels, samples), µV
      200: image/png, for several pictures a grid, a row for each window; with format=zip one PNG each, in a zip
      4xx, 5xx: {"error": {"status": 422, "message": "cause: remedy."}}
-GET /health (the process lives), /ready (pictures can be drawn), /metrics (Prometheus), /docs
+GET /health (the process lives), /ready (pictures can be drawn, and of what), /metrics (Prometheus), /docs
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import logging
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from ddscale.deploy.runtime import EEGToImage, Timings
+from ddscale.deploy.runtime import EEGError, EEGToImage, SamplerError, Timings
 from ddscale.deploy.runtime.png import grid, png
 from ddscale.deploy.serving.incoming import GoneError, Incoming
 from ddscale.deploy.serving.metrics import CONTENT_TYPE, Metrics
 from ddscale.deploy.serving.npy_body import BodyError, NpyBody
 from ddscale.deploy.serving.parameters import Asked, Limits
+from ddscale.deploy.serving.pictures import Pictures
 from ddscale.deploy.serving.queue import AbandonedError, Place, Queue, QueueFullError
 
 _log = logging.getLogger("ddscale.serving")
@@ -53,7 +54,8 @@ def make_app(
         loading.cancel()
         await asyncio.to_thread(service.queue.close)
 
-    app = FastAPI(title="ddscale: pictures from EEG", lifespan=lifespan, openapi_url="/openapi.json")
+    # FastAPI's own pages load their scripts from the internet, which a machine that serves may not reach.
+    app = FastAPI(title="ddscale: pictures from EEG", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
 
     @app.exception_handler(RequestValidationError)
@@ -98,10 +100,18 @@ def make_app(
                 "channels": manifest.channels,
                 "samples": manifest.samples,
                 "sfreq": manifest.sfreq,
+                "unit": manifest.unit if manifest.normalisation is not None else "normalised",
+                # What recordings must have had before they come here: the graph normalises, it does not filter.
+                "preprocessing": manifest.preprocessing,
                 "schedules": [{"scheduler": s.name, "steps": s.steps} for s in manifest.schedules],
                 "limits": service.limits.model_dump(),
             }
         )
+
+    @app.get("/docs")
+    async def docs() -> Response:
+        """What can be asked for, as text; /openapi.json has it for programs."""
+        return PlainTextResponse(f"{__doc__}\nParameters of /generate:\n{Asked.described()}")
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -141,8 +151,13 @@ class _Service:
         try:
             self._check_head(request)
             model.table(asked.scheduler, asked.steps)
-            with self.queue.place() as place:
-                return await self._draw(incoming, asked, model, place)
+            with ExitStack() as held:
+                place = held.enter_context(self.queue.place())
+                response = await self._draw(incoming, asked, model, place)
+                if isinstance(response, Pictures):
+                    # Pictures that nobody takes are memory: the place is theirs until they are sent.
+                    response.held = held.pop_all()
+                return response
         except QueueFullError as full:
             return _error(
                 429,
@@ -151,8 +166,7 @@ class _Service:
             )
         except BodyError as error:
             return _error(error.status, str(error))
-        except ValueError as error:
-            # EEG that the model must not be given, a sampler that was not exported: messages made for people.
+        except (EEGError, SamplerError) as error:
             return _error(422, str(error))
         except GoneError:
             return Response(status_code=_CLIENT_GONE)
@@ -210,9 +224,8 @@ class _Service:
                 packed, timings = drawing.result()
                 self.metrics.drew(timings)
                 self.queue.took(timings.total)
-                return Response(
-                    packed, media_type=f"{'image' if asked.format == 'png' else 'application'}/{asked.format}"
-                )
+                kind = f"{'image' if asked.format == 'png' else 'application'}/{asked.format}"
+                return Pictures(packed, kind, self.limits.write_timeout_s)
             if leaving.done():
                 raise GoneError
             return _error(

@@ -13,9 +13,11 @@ class Limits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     places: int = Field(default=32, ge=1)
-    """Requests that wait or are drawn; others get 429. Memory: each holds at most one body."""
+    """Requests that wait, are drawn or are being answered; others get 429. Memory: each holds one body, one answer."""
     timeout_s: float = Field(default=120.0, gt=0)
     """From a request's arrival to its pictures; then 504, or 408 when its body had not come."""
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """For a client to take its whole answer; then the connection is closed."""
     max_pictures: int = Field(default=16, ge=1)
     """Windows times samples of one request."""
 
@@ -41,3 +43,11 @@ class Asked(BaseModel):
     """The EEG's unit; refused when it is not the model's."""
     format: Literal["png", "zip"] = "png"
     """png: one picture or a grid. zip: `<window>-<sample>.png` for each."""
+
+    @classmethod
+    def described(cls) -> str:
+        """A line for each parameter."""
+        return "\n".join(
+            f"  {name} (default {field.default}): {field.description}"
+            for name, field in cls.model_fields.items()
+        )

@@ -11,6 +11,7 @@ tritonserver --model-repository REPOSITORY
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,9 +26,13 @@ from ddscale.deploy.manifest import (
     Manifest,
     ManifestError,
     TensorInfo,
+    sha256_of,
 )
 
 PIPELINE = "eeg_to_image"
+CHECKSUMS = "checksums.json"
+MAX_PICTURES = 64
+"""Windows times samples that one request may ask for."""
 _PACKAGE = Path(__file__).resolve().parents[2]
 # What the runtime imports of ddscale; a test runs the copy.
 _MODULES = (
@@ -57,7 +62,7 @@ def write_repository(
     provider: str = "cpu",
     decoder: str = "full",
 ) -> Path:
-    """Write the repository; graphs are hard links where that is possible, copies elsewhere.
+    """Write the repository, graphs and all, so that it can be moved to the server.
 
     provider: cpu or cuda (Triton's onnxruntime backend), or tensorrt (its tensorrt backend, on the engines of
     export/to_tensorrt.py --flavour datacentre). Returns the repository's path.
@@ -85,15 +90,20 @@ def write_repository(
         if engines is None:
             for file in (info.file, info.data_file):
                 if file is not None:
-                    _link(export / file, version / file)
+                    _copy(export / file, version / file)
             config = _graph_config(name, info, manifest, info.file, "onnxruntime", provider)
         else:
             engine_folder, record = engines
             file = record.engines[name].file
-            _link(engine_folder / file, version / file)
+            _copy(engine_folder / file, version / file)
             config = _graph_config(name, info, manifest, file, "tensorrt", "cuda", len(record.profiles))
         (building / name / "config.pbtxt").write_text(config, encoding="utf-8")
-    _write_pipeline(building / PIPELINE, export, manifest)
+    checksums = {
+        path.relative_to(building).as_posix(): sha256_of(path)
+        for name in names
+        for path in sorted((building / name / "1").iterdir())
+    }
+    _write_pipeline(building / PIPELINE, export, manifest, checksums)
     building.replace(target)
     return target
 
@@ -153,7 +163,7 @@ def _tensor(tensor: TensorInfo) -> str:
     return f'{{ name: "{tensor.name}" data_type: {_TYPES[tensor.dtype]} {dims}{reshape} }}'
 
 
-def _write_pipeline(folder: Path, export: Path, manifest: Manifest) -> None:
+def _write_pipeline(folder: Path, export: Path, manifest: Manifest, checksums: dict[str, str]) -> None:
     assert manifest.latent is not None, "checked by write_repository"
     assert manifest.constants is not None, "checked by write_repository"
     version = folder / "1"
@@ -163,6 +173,7 @@ def _write_pipeline(folder: Path, export: Path, manifest: Manifest) -> None:
     for file in (manifest.constants, *(schedule.file for schedule in manifest.schedules)):
         _copy(export / file, version / "export" / file)
     manifest.save(version / "export")
+    (version / "export" / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
     latent = manifest.latent
     height, width = latent.height * latent.downsampling, latent.width * latent.downsampling
     decoder = "tiny" if (folder.parent / TINY_DECODER).exists() else "full"
@@ -172,6 +183,8 @@ def _write_pipeline(folder: Path, export: Path, manifest: Manifest) -> None:
         ("guidance", "TYPE_FP32"),
         ("seed", "TYPE_INT64"),
         ("samples", "TYPE_INT32"),
+        ("sfreq", "TYPE_FP32"),
+        ("unit", "TYPE_STRING"),
     ]
     config = [
         f'name: "{PIPELINE}"',
@@ -185,6 +198,7 @@ def _write_pipeline(folder: Path, export: Path, manifest: Manifest) -> None:
         f'output [ {{ name: "images" data_type: TYPE_UINT8 dims: [ -1, {height}, {width}, 3 ] }} ]',
         f"instance_group [ {{ count: {_DRAWN_AT_ONCE} kind: KIND_CPU }} ]",
         f'parameters {{ key: "decoder" value: {{ string_value: "{decoder}" }} }}',
+        f'parameters {{ key: "max_pictures" value: {{ string_value: "{MAX_PICTURES}" }} }}',
         "",
     ]
     (folder / "config.pbtxt").write_text("\n".join(config), encoding="utf-8")
@@ -197,11 +211,3 @@ def _quoted(numbers: range) -> str:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # Another file system, or one without links.
-        shutil.copyfile(source, target)

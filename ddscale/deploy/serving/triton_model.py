@@ -6,6 +6,7 @@ Written into the repository by ddscale.deploy.serving.triton, together with what
 # ruff: noqa: E402 (what is imported lies beside this file)
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,10 @@ import triton_python_backend_utils as pb_utils
 from ddscale.deploy.manifest import DECODER, ENCODER, TINY_DECODER, UNET, GraphInfo, Manifest
 from ddscale.deploy.runtime.generation import EEGToImage
 from ddscale.deploy.runtime.graphs import Graph
+
+
+class _CancelledError(Exception):
+    """Nobody waits for the pictures any more."""
 
 
 class TritonModel:
@@ -56,10 +61,13 @@ class TritonPythonModel:
     """What Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load tables and constants."""
+        """Load tables and constants. Raises TritonModelException when a graph is not the one that was exported."""
         export = _HERE / "export"
+        _check_graphs(_HERE.parent.parent, export / "checksums.json")
         manifest = Manifest.load(export)
-        decoder = json.loads(args["model_config"])["parameters"]["decoder"]["string_value"]
+        parameters = json.loads(args["model_config"])["parameters"]
+        decoder = parameters["decoder"]["string_value"]
+        self._max_pictures = int(parameters["max_pictures"]["string_value"])
         names = (ENCODER, UNET, TINY_DECODER if decoder == "tiny" else DECODER)
         most = max(profile.max for profile in manifest.profiles)
         graphs: dict[str, Graph] = {name: TritonModel(name, manifest.graph(name), most) for name in names}
@@ -70,12 +78,38 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        def check(done: int, of: int) -> None:
+            if request.is_cancelled():
+                raise _CancelledError("cancelled by the client")
+
         try:
             eeg = pb_utils.get_input_tensor_by_name(request, "eeg").as_numpy()
-            pictures = self._model.generate(eeg, **_settings(request))
-        except (ValueError, pb_utils.TritonModelException) as error:
+            settings = _settings(request)
+            if (asked := len(eeg) * settings.get("samples", 1)) > self._max_pictures:
+                raise ValueError(
+                    f"{asked} pictures in one request, at most {self._max_pictures} are drawn: send several requests, "
+                    "or raise max_pictures in config.pbtxt."
+                )
+            pictures = self._model.generate(eeg, **settings, on_step=check)
+        except (ValueError, _CancelledError, pb_utils.TritonModelException) as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("images", pictures)])
+
+
+def _check_graphs(repository: Path, checksums: Path) -> None:
+    """Triton loads the graphs itself, and would run changed ones. Those in a repository that is not on this machine's
+    disk are not seen from here."""
+    for name, expected in json.loads(checksums.read_text(encoding="utf-8")).items():
+        if not (repository / name).is_file():
+            pb_utils.Logger.log_warn(
+                f"{name} is not beside {_HERE.parent.name}: its checksum is not compared."
+            )
+            continue
+        with (repository / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise pb_utils.TritonModelException(
+                    f"{repository / name} is not what was exported: write the repository again."
+                )
 
 
 def _settings(request: Any) -> dict[str, Any]:
@@ -86,6 +120,8 @@ def _settings(request: Any) -> dict[str, Any]:
         "guidance": float,
         "seed": int,
         "samples": int,
+        "sfreq": float,
+        "unit": _text,
     }
     settings = {}
     for name, kind in kinds.items():
