@@ -1,7 +1,6 @@
 """Reading a store: one index, two backends. R records, T samples, C channels.
 
-A caller asks for (record, start, stop) and does not know which backend it has. Columns of the index are loaded
-when first asked for, as compact arrays: 60 million records cost some 25 bytes each, not a Python object each.
+A caller asks for (record, start, stop) and does not know which backend it has.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,27 +18,11 @@ import pyarrow as pa
 
 from ddscale.store import images as image_shards
 from ddscale.store import layout, matching, remote, retrying, splitting, tables, zarr_shards
-from ddscale.store.identity import CODES, PUBLIC_SALT, salt_check
+from ddscale.store.columns import IndexColumns
+from ddscale.store.identity import PUBLIC_SALT, salt_check
 from ddscale.store.manifest import Manifest, Montage, MontageChannel, StoreFormat, read_manifest
 from ddscale.store.shard_cache import ShardCache, default_folder
 from ddscale.store.shard_files import OpenFiles, ReadError, ShardFiles, read_whole
-
-_NUMBERS = {
-    "samples": np.int32,
-    "channels": np.int32,
-    "start": np.int64,
-    "row": np.int64,
-    "offset": np.int64,
-    "crc32c": np.uint32,
-    "clipped": np.int32,
-}
-_CODES = {
-    "dataset": np.int16,
-    "montage": np.int32,
-    "subject": np.int32,
-    "recording": np.int32,
-    "shard": np.int32,
-}
 
 
 def open_store(path: str | os.PathLike[str], cache: ShardCache | None = None) -> Store:
@@ -99,9 +81,7 @@ class Store:
         self.montages: dict[str, Montage] = manifest.montages
         self.fingerprint = f"{manifest.preprocessing_hash}{_contents(manifest)[:16]}"
         self._value_dtype = np.dtype("<i2" if self.dtype == "int16" else "<f4")
-        self._columns: dict[str, np.ndarray] = {}
-        self._names: dict[str, list[str]] = {}
-        self._lock = threading.RLock()
+        self._index = IndexColumns(path / layout.RECORDS, len(self))
         # A bad record comes again in every epoch, and its name costs the reading of its whole group of rows.
         self._keys = functools.lru_cache(maxsize=1024)(functools.partial(_key, path / layout.RECORDS))
         zarr = self.content.backend == "zarr"
@@ -141,7 +121,7 @@ class Store:
     def dataset_names(self) -> list[str]:
         """Names of the datasets that have records, sorted."""
         self._column("dataset")
-        return self._names["dataset"]
+        return self._index.names["dataset"]
 
     @property
     def split(self) -> np.ndarray:
@@ -162,7 +142,7 @@ class Store:
     def shard_names(self) -> list[str]:
         """Shard files, relative to the store."""
         self._column("shard")
-        return self._names["shard"]
+        return self._index.names["shard"]
 
     def lengths(self) -> np.ndarray:
         """(R,) int64: bytes of each record in its shard; read anew each time."""
@@ -222,28 +202,10 @@ class Store:
 
     def _name(self, column: str, row: int) -> str:
         codes = self._column(column)
-        return self._names[column][codes[row]]
+        return self._index.names[column][codes[row]]
 
     def _column(self, name: str) -> np.ndarray:
-        found = self._columns.get(name)
-        if found is None:
-            with self._lock:
-                found = self._columns.get(name)
-                if found is None:
-                    found = self._columns[name] = self._load(name)
-        return found
-
-    def _load(self, name: str) -> np.ndarray:
-        index = self.path / layout.RECORDS
-        if name in _NUMBERS:
-            values = tables.numbers(index, name, _NUMBERS[name], len(self))
-        elif name == "split":
-            values, names = tables.codes(index, name, np.uint8, len(self))
-            values = np.array([CODES[split] for split in names] or [0], np.uint8)[values]
-        else:
-            values, self._names[name] = tables.codes(index, name, _CODES[name], len(self))
-        values.flags.writeable = False
-        return values
+        return self._index[name]
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
         """Samples [start, stop) of record `row` as a new (T, C) array in the store's dtype.
@@ -362,7 +324,7 @@ class Store:
         Raises ValueError when a name fits nothing in the store and the salt is not the store's: it may be there.
         """
         columns = {name: self._column(name) for name in ("subject", "recording", "dataset")}
-        wanted, unknown = matching.rows(names, columns, self._names, salt)
+        wanted, unknown = matching.rows(names, columns, self._index.names, salt)
         if unknown and salt_check(salt) != self.content.salt_check:
             raise ValueError(
                 f"blocklist: {', '.join(unknown)}: no such recording in {self.path}, and subjects there were hashed "

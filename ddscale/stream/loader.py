@@ -21,6 +21,7 @@ from ddscale.stream.fetch_ahead import FetchAhead
 from ddscale.stream.hashing import named_seed
 from ddscale.stream.order import Order
 from ddscale.stream.pictures import StorePictures, has_pictures
+from ddscale.stream.positions import Positions, check_batches
 from ddscale.stream.readers import ReadAhead
 from ddscale.stream.settings import StreamSettings
 from ddscale.stream.unreadable import Fault, Unreadable
@@ -77,7 +78,7 @@ class Loader:
         stores: Sequence[Store] | None = None,
         _windows: int | None = None,
     ):
-        _check_batches(global_batch_size, micro_batch_size, rank, world_size)
+        check_batches(global_batch_size, micro_batch_size, rank, world_size)
         if start_position < 0:
             raise ValueError(f"Position {start_position}: positions count from 0.")
         self.settings = settings
@@ -269,7 +270,7 @@ class Loader:
         collator = Collator(
             self._stores,
             self._order,
-            _Positions(
+            Positions(
                 self.samples_seen,
                 end,
                 self._global_batch_size,
@@ -311,24 +312,6 @@ class Loader:
         return named_seed(*self._order.windows_at(np.arange(64)).tolist(), bits=32)
 
 
-class _Positions:
-    """Number of a rank's micro-batch, counted from `start` -> its positions."""
-
-    def __init__(
-        self, start: int, end: int | None, global_batch: int, micro_batch: int, rank: int, world_size: int
-    ):
-        self._start, self._end = start, end
-        self._global_batch = global_batch
-        self._per_step = global_batch // (world_size * micro_batch)
-        self._in_batch = rank + world_size * np.arange(micro_batch, dtype=np.int64)
-        self._stride = world_size * micro_batch
-
-    def __call__(self, number: int) -> NDArray[np.int64]:
-        step, part = divmod(number, self._per_step)
-        positions = self._start + step * self._global_batch + part * self._stride + self._in_batch
-        return positions if self._end is None else np.where(positions < self._end, positions, -1)
-
-
 def _end_reading(
     collator: Collator, ahead: ReadAhead[Slot, tuple[HostBatch, list[Fault]]], fetching: FetchAhead | None
 ) -> None:
@@ -345,23 +328,6 @@ def open_stores(settings: StreamSettings) -> list[Store]:
         Path(settings.cache.folder) if settings.cache.folder else default_folder(), settings.cache.max_gb
     )
     return [open_store(path, cache) for path in settings.stores]
-
-
-def _check_batches(global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:
-    if micro_batch_size < 1 or global_batch_size < 1:
-        raise ValueError(
-            f"Batches of {global_batch_size} in pieces of {micro_batch_size}: both must be at least 1."
-        )
-    if not 0 <= rank < world_size:
-        raise ValueError(f"Rank {rank} of {world_size}: ranks count from 0 to world size - 1.")
-    at_once = world_size * micro_batch_size
-    if global_batch_size % at_once:
-        lower, upper = global_batch_size // at_once * at_once, -(-global_batch_size // at_once) * at_once
-        near = f"{lower} or {upper}" if lower else f"{upper}"
-        raise ValueError(
-            f"A global batch of {global_batch_size} cannot be divided among {world_size} ranks in micro-batches of "
-            f"{micro_batch_size} ({at_once} at once): set global_batch_size to {near}, or change micro_batch_size."
-        )
 
 
 def _name_stores(entries: Sequence[Mapping[str, str]]) -> str:

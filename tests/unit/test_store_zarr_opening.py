@@ -33,7 +33,7 @@ def test_the_index_is_not_searched_for_every_shard_that_is_opened(tmp_path, monk
     write_store(tmp_path / "store", recordings, sfreq=64, backend="zarr", record_s=10, shard_mb=0.008)
     store = open_store(tmp_path / "store")
     shard = store.shard
-    monkeypatch.setitem(store._columns, "shard", shard.view(Counted))
+    monkeypatch.setitem(store._index._columns, "shard", shard.view(Counted))
     monkeypatch.setattr(Counted, "passes", 0)
     for row in range(len(store)):
         store.read(row, 0, 640)
