@@ -68,6 +68,9 @@ class ShardCache:
         sound: fetched once more if not; then refused with `insist`, else kept with a warning: so it lies there.
         Raises ReadError.
         """
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(target)  # it was used: the longest unused goes first
+            return
         with self._failures_told(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(hashlib.sha256(os.fspath(target).encode()).hexdigest()[:24]) as lock:

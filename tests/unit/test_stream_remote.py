@@ -311,6 +311,30 @@ def test_the_next_blocks_shards_are_fetched_before_they_are_read(local, tmp_path
     assert not [thread for thread in threading.enumerate() if thread.name == "ddscale-fetch-ahead"]
 
 
+def test_pictures_come_through_the_cache(tmp_path, cache, monkeypatch):
+    import io
+
+    from PIL import Image
+
+    from ddscale.store import ImageFile, StagedTrial
+
+    pictures = []
+    for i in range(3):
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(content, "PNG")
+        pictures.append(ImageFile("aa", f"p{i}", "png", f"p{i}.png", content.getvalue, stated="train"))
+    one = ArrayRecording("aa", "s", "r", ["C"], [(0, np.ones((1, T)))], trials=[StagedTrial(image="p1")])
+    write_store(tmp_path / "store", [one], sfreq=64.0, record_s=10, images=pictures)
+    store, original = open_store(f"file://{tmp_path}/store", cache), open_store(tmp_path / "store")
+    fetched, fetch = [], RemoteFolder.fetch
+    monkeypatch.setattr(
+        RemoteFolder, "fetch", lambda self, name, target: fetched.append(name) or fetch(self, name, target)
+    )
+    assert [store.read_image(row) for row in range(3)] == [original.read_image(row) for row in range(3)]
+    assert fetched == ["images/aa-000000.tar"]
+    assert store.fingerprint == original.fingerprint
+
+
 # -- what is said ------------------------------------------------------------------------------------------------
 
 
