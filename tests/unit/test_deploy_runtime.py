@@ -178,6 +178,16 @@ def test_the_script_writes_the_pictures(model, kept, tmp_path):
     assert (facts["scheduler"], facts["steps"], facts["seed"], len(facts["pictures"])) == ("ddim", 50, 9, 40)
 
 
+def test_pictures_of_an_earlier_call_do_not_stay_among_new_ones(model, tmp_path):
+    from ddscale.deploy.runtime.files import Settings, draw
+
+    draw(model, eeg(3), tmp_path, Settings(samples=2), {})
+    (tmp_path / "mine.png").write_bytes(b"not of this program")
+    (tmp_path / "9-9.png").write_bytes(b"nor this")
+    draw(model, eeg(1), tmp_path, Settings(), {})
+    assert {path.name for path in tmp_path.glob("*.png")} == {"0-0.png", "grid.png", "mine.png", "9-9.png"}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -199,6 +209,12 @@ def test_the_script_ends_with_one_line(kept, tmp_path, make, message):
 
 
 # EEG that must not be drawn
+
+
+def test_what_recordings_must_have_had_is_said(folder):
+    rewrite(folder, preprocessing={"highpass": 0.5, "notch": 50})
+    with pytest.raises(EEGError, match=r"filtered as in training \(highpass 0\.5, notch 50\)"):
+        EEGToImage.load(folder).generate(eeg(1)[:, :3])
 
 
 def refused(model, windows, match, **stated):
@@ -427,6 +443,42 @@ def test_a_provider_that_silently_becomes_the_cpu_is_an_error(kept, monkeypatch)
         ProviderError, match=r"asked for CUDAExecutionProvider and gives CPUExecutionProvider"
     ):
         EEGToImage.load(kept, "cuda")
+
+
+def test_a_provider_that_leaves_work_to_the_cpu_is_an_error(kept, monkeypatch):
+    import onnxruntime
+
+    class Halfway(onnxruntime.InferenceSession):
+        """Says that it computes on CUDA, and has all nodes on the CPU."""
+
+        def __init__(self, path, options, providers):
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Halfway)
+    with pytest.raises(ProviderError, match=r"would run MatMul, Tanh on the CPU"):
+        EEGToImage.load(kept, "cuda")
+
+
+def test_shapes_may_be_computed_on_the_cpu():
+    from types import SimpleNamespace
+
+    from ddscale.deploy.runtime.graphs import heavy_on_cpu
+
+    def part(provider, *kinds):
+        nodes = [SimpleNamespace(op_type=kind) for kind in kinds]
+        return SimpleNamespace(ep_name=f"{provider}ExecutionProvider", get_nodes=lambda: nodes)
+
+    def session(*parts):
+        return SimpleNamespace(get_provider_graph_assignment_info=lambda: parts)
+
+    shapes = part("CPU", "Shape", "Gather", "Concat", "Unsqueeze", "Mul")
+    assert heavy_on_cpu(session(part("CUDA", "Conv", "FusedMatMul"), shapes)) == []
+    assert heavy_on_cpu(session(part("CPU", "FusedConv"), shapes)) == ["FusedConv"]
+    assert heavy_on_cpu(SimpleNamespace()) == []
 
 
 def test_inputs_that_stay_on_the_device_give_the_same(model, kept):

@@ -244,6 +244,7 @@ def test_bodies_that_are_refused(model, body, status, message):
         ("sfreq=250", 422, "250 Hz.*resample"),
         ("unit=V", 422, "stated in V.*multiply"),
         ("format=gif", 422, "png"),
+        ("seed=1&seed=2", 422, "seed is given more than once"),
     ],
 )
 def test_parameters_that_are_refused(model, query, status, message):

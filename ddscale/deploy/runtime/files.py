@@ -78,6 +78,7 @@ def draw(
     """
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
+    _forget_earlier(target)
     paths, rows = [], []
     for first in range(0, max(len(windows_BCT), 1), at_once):
         pictures = model.generate(
@@ -113,6 +114,17 @@ def draw(
     }
     _write(target / FACTS, json.dumps(drawn, indent=2, ensure_ascii=False).encode())
     return paths
+
+
+def _forget_earlier(target: Path) -> None:
+    """Remove the pictures of an earlier call, by its own list: beside new ones they would be taken for new."""
+    try:
+        earlier = list(map(str, json.loads((target / FACTS).read_bytes())["pictures"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in [*earlier, GRID, FACTS]:
+        if Path(name).name == name:
+            (target / name).unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> Path:

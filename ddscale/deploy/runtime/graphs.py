@@ -18,6 +18,20 @@ Runner = Callable[[Arrays], dict[str, np.ndarray]]
 Provider = Literal["cpu", "cuda", "tensorrt", "openvino"]
 PROVIDERS: tuple[str, ...] = get_args(Provider)
 
+# Parts of the names of operators, fused ones too, that arithmetic on shapes never needs.
+_HEAVY = (
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Attention",
+    "Softmax",
+    "Norm",
+    "Resize",
+    "Einsum",
+    "Gelu",
+    "Sigmoid",
+    "Tanh",
+)
 _ONNX_RUNTIME = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -87,6 +101,8 @@ class OnnxRuntimeGraph:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # Read below; versions before 1.24 do not know it and ignore it.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._runtime = onnxruntime
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
@@ -100,6 +116,12 @@ class OnnxRuntimeGraph:
             raise ProviderError(
                 f"onnxruntime was asked for {provider} and gives {got}: CUDA or cuDNN of the version that "
                 f"onnxruntime-gpu {onnxruntime.__version__} needs is not there. Install them, or use provider cpu."
+            )
+        if provider != _ONNX_RUNTIME["cpu"] and (found := heavy_on_cpu(self._session)):
+            raise ProviderError(
+                f"{path} on {provider}: onnxruntime {onnxruntime.__version__} would run {', '.join(found)} on the CPU, "
+                "for it has no kernel of them there. Use another version of onnxruntime-gpu, another precision or "
+                "another provider."
             )
         check_interface(
             path,
@@ -133,6 +155,22 @@ class OnnxRuntimeGraph:
             return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
         return run
+
+
+def heavy_on_cpu(session: Any) -> list[str]:
+    """Kinds of nodes with real work that a session has put on the CPU; nothing where this cannot be asked.
+
+    `session.disable_cpu_ep_fallback` would refuse too much: ONNX Runtime computes shapes on the CPU on purpose.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    on_cpu = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _ONNX_RUNTIME["cpu"]
+        for node in part.get_nodes()
+    }
+    return sorted(kind for kind in on_cpu if any(word in kind for word in _HEAVY))
 
 
 def _first_line(error: Exception) -> str:

@@ -44,7 +44,11 @@ def expected(manifest: Manifest) -> str:
     """What windows must be, in words."""
     rate = "" if manifest.sfreq is None else f" at {manifest.sfreq:g} Hz"
     unit = "µV" if manifest.normalisation is not None else "normalised units"
-    return f"({manifest.channels} channels, {manifest.samples} samples){rate}, in {unit}"
+    had = ""
+    if manifest.preprocessing:
+        steps = ", ".join(f"{name} {value}" for name, value in manifest.preprocessing.items())
+        had = f", filtered as in training ({steps})"
+    return f"({manifest.channels} channels, {manifest.samples} samples){rate}, in {unit}{had}"
 
 
 def _check_rate(sfreq: float | None, manifest: Manifest) -> None:

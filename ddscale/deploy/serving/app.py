@@ -175,6 +175,9 @@ class _Service:
             return _error(500, "drawing failed: the service's log says why. The request may be sent again.")
 
     def _check_head(self, request: Request) -> None:
+        twice = [name for name in request.query_params if len(request.query_params.getlist(name)) > 1]
+        if twice:
+            raise BodyError(422, f"{', '.join(twice)[:100]} is given more than once: give it once.")
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind.startswith("multipart/") or request.headers.get("content-encoding", "identity") != "identity":
             raise BodyError(
