@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class WindowReads:
 
     def __call__(self, windows: Iterable[WindowRead]) -> list[Unread]:
         """Fill every window's `out_TC`; those that could not be read. Other failures are raised and name the record."""
+        began = time.monotonic()
         failed, lost = self._read_at_once(list(windows)), []
         for delay in delays(self._retry_s):
             lost += [one for one in failed if not self._may_recover(one)]
@@ -70,7 +72,9 @@ class WindowReads:
             if not failed or self._stopped.wait(delay):
                 break
             failed = self._read_at_once([one.window for one in failed])
-        else:
+            if time.monotonic() - began > self._retry_s:  # failing itself may take long
+                break
+        if not self._stopped.is_set():
             self._given_up |= {self._shard(one.window) for one in failed if one.error.transient}
         return sorted(lost + failed, key=lambda one: one.window.sample)
 

@@ -178,6 +178,9 @@ class Storage:
     def set(self):
         pass
 
+    def is_set(self):
+        return False
+
     def loader(self, path, **given):
         given = settings(path, reader_threads=0, **given)
         return Loader(given, global_batch_size=G, micro_batch_size=4, stores=[self.opened])
@@ -228,6 +231,17 @@ def test_a_disk_that_is_gone_costs_a_micro_batch_one_wait_and_stops_the_run(stor
         assert told.windows(loader, None) == 16
         with pytest.raises(OSError, match="max_unreadable_fraction"):
             read(loader, 1)
+
+
+def test_reads_that_take_long_to_fail_use_up_the_patience(store, monkeypatch):
+    clock = itertools.count(0, 25)
+    monkeypatch.setattr(window_reads, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    storage = Storage(store, monkeypatch, lambda row: True)
+    with storage.loader(store, retry_s=60.0, max_unreadable_fraction=1) as loader:
+        read(loader, 1)
+    first = storage.waits[:3]
+    assert first == [1.0, 2.0, 4.0]
+    assert sum(storage.waits) < 60
 
 
 def test_the_fraction_is_of_recent_windows(store, monkeypatch):
