@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from deployed import tiny_folder
+from deployed import eeg, tiny_folder
+from mangling import is_eeg, mangled, npy
 from served import CHANNELS, MIB, ROOT, SAMPLES, Server, body_of
 
 CLIENTS, PLACES = 200, 8
+MANGLED = 2000
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,41 @@ def test_garbage_over_real_connections_does_not_end_it(server):
     assert server.process.poll() is None
     assert httpx.post(f"{server.url}/generate", content=body, timeout=60).status_code == 200
     assert server.counts()["ddscale_queue_taken"] == 0
+
+
+def test_mangled_bodies_over_real_connections_several_at_once(tmp_path):
+    server = Server(tiny_folder(tmp_path / "fp32"), "--places", "32")
+    random = np.random.default_rng(1)
+    # A right one now and then: it must be drawn amid the others.
+    bodies = [mangled(random) if number % 35 else npy(eeg()) for number in range(MANGLED)]
+    queries = ["", "samples=2", "steps=2&scheduler=lcm", "samples=99", "%ff=%00", "format=zip"]
+    counts: dict[int, int] = {}
+
+    async def ask(client, mine):
+        for number, body in mine:
+            answer = await client.post(f"{server.url}/generate?{queries[number % 6]}", content=body)
+            counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
+            if answer.status_code == 200:
+                assert is_eeg(body), body[:200]
+            else:
+                assert answer.json()["error"]["message"]
+
+    async def all_of_them():
+        numbered = list(enumerate(bodies))
+        async with httpx.AsyncClient(timeout=60) as client:
+            await asyncio.gather(*(ask(client, numbered[first::8]) for first in range(8)))
+
+    try:
+        asyncio.run(all_of_them())
+        print(counts)
+        assert set(counts) <= {200, 400, 413, 422}
+        assert min(counts[400], counts[422], counts[413]) > 50
+        assert counts[200] >= 10
+        assert sum(counts.values()) == MANGLED
+        assert server.counts()["ddscale_queue_taken"] == 0
+        assert server.process.poll() is None
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
