@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -36,3 +37,17 @@ def test_signals_are_handled_after_a_model_was_let_go(tmp_path):
         timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
+
+
+def test_files_that_are_links_into_a_cache(toy_export, tmp_path):
+    pytest.importorskip("openvino")
+    from ddscale.deploy.runtime import EEGToImage
+
+    export = toy_export / "export" / "fp32"
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(path for path in export.rglob("*") if path.is_file())):
+        link = tmp_path / "snapshot" / file.relative_to(export)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, tmp_path / "blobs" / str(number))
+        link.symlink_to(tmp_path / "blobs" / str(number))
+    assert EEGToImage.load(tmp_path / "snapshot", "openvino").check() < 1e-4

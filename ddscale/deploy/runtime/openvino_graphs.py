@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,8 @@ class OpenVINOGraph:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = _core(openvino).compile_model(str(path), "CPU", settings)
+            with _plain_files(path, info) as plain:
+                self._model = _core(openvino).compile_model(str(plain), "CPU", settings)
         except Exception as error:
             # OpenVINO raises RuntimeError and its own kinds, with a trace over many lines.
             reason = " ".join(str(error).split())[:300]
@@ -63,6 +68,22 @@ def _core(openvino: Any) -> Any:
     if that went first: then the next signal that Python handles, a Ctrl-C or SIGTERM, is a segmentation fault.
     """
     return openvino.Core()
+
+
+@contextlib.contextmanager
+def _plain_files(path: Path, info: GraphInfo) -> Iterator[Path]:
+    """The graph's path, or that of one beside its weights, where they are symbolic links into another folder.
+
+    OpenVINO refuses weights elsewhere, which is how download caches keep them. What it has mapped stays readable.
+    """
+    files = [path, *([] if info.data_file is None else [path.with_name(info.data_file)])]
+    if not any(file.is_symlink() for file in files):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder) / file.name)
+        yield Path(folder) / path.name
 
 
 def _names(ports: Any, stated: set[str]) -> set[str]:
