@@ -96,7 +96,6 @@ def test_the_same_windows_in_the_same_order_as_from_the_folder(local, tmp_path, 
 
 
 def test_over_http(local, over_http, tmp_path):
-    pytest.importorskip("aiohttp")
     assert windows(settings(over_http, tmp_path / "cache")) == windows(settings(local, tmp_path))
 
 
