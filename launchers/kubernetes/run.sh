@@ -4,8 +4,8 @@
 #
 # Exit codes, by which the Job's podFailurePolicy decides:
 #   0     the run is finished
-#   75    to be continued: a new checkpoint was written before it ended, or another node has to be joined anew.
-#         The pod is replaced and that counts against no limit
+#   75    to be continued: stopped with a new checkpoint, or failed with one after 10 minutes or more, or another node
+#         has to be joined anew. The pod is replaced and that counts against no limit
 #   2     called wrongly: the Job fails
 #   else  it ended without progress: the pod is replaced, backoffLimitPerIndex times
 #
@@ -74,6 +74,7 @@ until grep -qxs "$id" "$folder/roster"; do
 done
 roster=$(cat "$folder/roster")
 before=$(latest)
+began=$SECONDS
 
 # The launcher only warns about a hostfile that is missing and then trains on one node: so it is written here. The names
 # in it are not looked up.
@@ -103,6 +104,9 @@ if [ "$status" = 0 ] && [ -e "$DDSCALE_FINISHED_FILE" ]; then
     publish finished "$id"
     exit 0
 fi
-[ "$(latest)" = "$before" ] || exit $to_be_continued
+# What fails soon after each start may save a few steps each time, and would be started for ever.
+if [ "$(latest)" != "$before" ] && { [ "$status" = 0 ] || ((SECONDS - began >= ${DDSCALE_QUICK_FAILURE_S:-600})); }; then
+    exit $to_be_continued
+fi
 # DeepSpeed's launcher reports 0 when a signal killed it.
 exit $((status ? status : 1))

@@ -180,17 +180,18 @@ def test_a_lost_node_takes_the_other_with_it_and_both_start_again(cluster, lost)
 
 
 @pytest.mark.parametrize(
-    ("orders", "code"),
+    ("orders", "quick_s", "code"),
     [
-        (("exit 9",), 9),
-        ((*NEW_CHECKPOINT, "exit 9"), TO_BE_CONTINUED),
-        (("exit 0",), 1),  # what DeepSpeed's launcher reports of ranks that were killed with it
-        ((*NEW_CHECKPOINT, "exit 0"), TO_BE_CONTINUED),
-        (FINISH, FINISHED),
+        (("exit 9",), "0", 9),
+        ((*NEW_CHECKPOINT, "exit 9"), "0", TO_BE_CONTINUED),
+        ((*NEW_CHECKPOINT, "exit 9"), "600", 9),  # it may save a little each time and fail for ever
+        (("exit 0",), "0", 1),  # what DeepSpeed's launcher reports of ranks that were killed with it
+        ((*NEW_CHECKPOINT, "exit 0"), "600", TO_BE_CONTINUED),
+        (FINISH, "600", FINISHED),
     ],
 )
-def test_exit_codes(cluster, orders, code):
-    pod = cluster.start(0, NODES="1")
+def test_exit_codes(cluster, orders, quick_s, code):
+    pod = cluster.start(0, NODES="1", DDSCALE_QUICK_FAILURE_S=quick_s)
     cluster.order(0, *orders)
     assert cluster.ended(pod) == [code], cluster.said()
 
