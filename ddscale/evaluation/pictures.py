@@ -29,8 +29,9 @@ from ddscale.diffusion.pipeline import EEGToImagePipeline
 from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given
 from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings
+from ddscale.evaluation.keeping import RESULTS, Keeping, protocol_of
 from ddscale.evaluation.leaks import check_leaks
-from ddscale.evaluation.results import number, write_json
+from ddscale.evaluation.results import number
 from ddscale.evaluation.trials import Trial, Trials
 from ddscale.metrics.class_judge import LARGEST, Accuracy, ClassJudge
 from ddscale.metrics.controls import estimate
@@ -43,7 +44,6 @@ from ddscale.store import Store, open_store
 from ddscale.stream.pictures import StorePictures
 
 FOLDER = "evaluation"
-RESULTS = "metrics.json"
 EXPORTED = "exported"
 _ROWS = 8
 _FOR_MEAN = 256
@@ -93,6 +93,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Draw and judge; writes metrics.json and the grids in `results_folder`, and returns what the file holds.
 
+    Results of an earlier evaluation with other settings, weights or another store are moved below that folder.
+
     store: trials with pictures; None: the run's first. exported: a folder of this run's graphs, whose runtime draws
     in the place of PyTorch. Raises LeakageError when what it judges on was trained on, ValueError or
     FileNotFoundError when there is nothing to judge.
@@ -103,6 +105,7 @@ def evaluate_run(
     path = store or recipe.data.stores[0]
     subject = _subject(recipe, pipeline, path, settings)
     store_read = open_store(path)
+    keeping = Keeping(target, protocol_of(folder, store_read, settings.model_dump(mode="json"), exported))
     warnings = check_leaks(store_read, settings.split, [open_store(other) for other in recipe.data.stores])
     painter: FromPipeline | FromRuntime
     if exported is None:
@@ -119,6 +122,7 @@ def evaluate_run(
     results: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     examples: dict[str, Any] = {}
+    grids: dict[str, Image.Image] = {}
     for condition in given:
         try:
             drawn = painter.draw(condition, partial(on_progress, condition))
@@ -140,7 +144,7 @@ def evaluate_run(
             repeated = [label for label in labels for _ in range(settings.generation.samples)]
             results[condition] |= _class_accuracy(subject, judge.right(drawn, repeated))
         if condition == "eeg":
-            examples = _write_examples(target, subject, drawn, evaluation, settings)
+            examples, grids = _examples(subject, drawn, evaluation, settings)
     outcome = {
         "run": str(folder),
         "exported": painter.facts(),
@@ -160,8 +164,7 @@ def evaluate_run(
         "skipped_conditions": skipped,
         "examples": examples,
     }
-    write_json(target / RESULTS, outcome)
-    return outcome
+    return keeping.finish(outcome, grids)
 
 
 def results_folder(run: Path, settings: PictureEvaluation, exported: str | Path | None) -> Path:
@@ -321,9 +324,9 @@ def _simulated(store: Store) -> bool:
     return any((entry.url or "").startswith("simulated") for entry in store.manifest.datasets.values())
 
 
-def _write_examples(
-    folder: Path, subject: _Subject, drawn: Pixels, evaluation: Evaluation, settings: PictureEvaluation
-) -> dict[str, Any]:
+def _examples(
+    subject: _Subject, drawn: Pixels, evaluation: Evaluation, settings: PictureEvaluation
+) -> tuple[dict[str, Any], dict[str, Image.Image]]:
     """Grids of the best, the median and the worst trials by one metric: the shown picture first in each row."""
     metric = "lpips_alex" if "lpips_alex" in evaluation.per_picture else "ssim"
     sign = 1 if evaluation[metric].better == "higher" else -1
@@ -332,10 +335,11 @@ def _write_examples(
     order = np.argsort(-sign * of_trial, kind="stable")
     middle = max(0, (len(order) - _ROWS) // 2)
     picked = {"best": order[:_ROWS], "median": order[middle : middle + _ROWS], "worst": order[-_ROWS:]}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, trials in picked.items():
-        grid_of(_rows(subject, drawn, trials.tolist(), samples)).save(folder / f"{name}.png")
-    return {"ranked_by": metric, "grids": {name: f"{name}.png" for name in picked}}
+    grids = {
+        f"{name}.png": grid_of(_rows(subject, drawn, trials.tolist(), samples))
+        for name, trials in picked.items()
+    }
+    return {"ranked_by": metric, "grids": {name: f"{name}.png" for name in picked}}, grids
 
 
 def _rows(subject: _Subject, drawn: Pixels, trials: Sequence[int], samples: int) -> list[list[Image.Image]]:

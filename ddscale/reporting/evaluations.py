@@ -179,6 +179,13 @@ def picture_tables(found: Mapping[str, Any]) -> None:
         f"{found['samples_per_trial']} drawn for each",
         markup=False,
     )
+    if found["earlier_results_moved_to"]:
+        screen.print(
+            f"earlier results, of other settings, weights or another store, are now in "
+            f"{found['earlier_results_moved_to']}",
+            markup=False,
+            soft_wrap=True,
+        )
     for warning in found["warnings"]:
         screen.print(f"warning: {warning}", markup=False)
     conditions = found["conditions"]

@@ -346,3 +346,13 @@ def test_the_report_shows_what_exports_draw_and_how_fast(evaluated, run, exporte
     (tmp_path / "benchmark.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="is not a benchmark's JSON"):
         write_report(run, benchmark=tmp_path / "benchmark.json")
+
+
+def test_an_evaluation_with_other_settings_leaves_the_earlier_one_where_it_says(evaluated, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    settings = PictureEvaluation(trials=8, controls=[], generation=GenerateSettings(**FAST))
+    found = evaluate_run(copy, None, settings)
+    assert json.loads((Path(found["earlier_results_moved_to"]) / "metrics.json").read_text()) == before
+    assert json.loads((copy / "evaluation" / "metrics.json").read_text()) == found
