@@ -23,6 +23,8 @@ from ddscale.sources.recording import STANDARDISED, Listing, OpenRecording, Pict
 _SFREQ = 1000.0
 # The lengths that all who published on it use.
 _SHORTEST, _LONGEST = 450, 600
+# The published division of one person alone names half of the trials; one that is misread, a sixth or less.
+_LEAST_SHARE = 1 / 3
 Split = Literal["train", "val", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -45,6 +47,10 @@ class ImageNetEEGSource(Provenance):
     splits: str | None = None
     """The division into train, val and test: `block_splits_by_image_all.pth` or `..._single.pth`; left out: by a hash
     of the pictures' content."""
+
+    split_numbers: Literal["all", "of_person"] = "all"
+    """What the division counts: all trials of the file (`..._all.pth`), or only those of the one person in `subjects`,
+    as the code published with it reads `..._single.pth`."""
 
     split_number: int = Field(0, ge=0)
     """Which of the file's divisions."""
@@ -71,6 +77,21 @@ class ImageNetEEGSource(Provenance):
             raise ValueError(f"a trial from sample {self.start} to {self.stop} is empty: raise `stop:`.")
         return self
 
+    @model_validator(mode="after")
+    def _one_numbering(self) -> ImageNetEEGSource:
+        if self.splits is None:
+            return self
+        if self.split_numbers == "of_person" and len(self.subjects or ()) != 1:
+            raise ValueError(
+                "`split_numbers: of_person` counts the trials of one person: name that one in `subjects:`, such as [4]."
+            )
+        if self.split_numbers == "all" and Path(self.splits).stem.endswith("_single"):
+            raise ValueError(
+                f"`splits: {self.splits}` divides the trials of one person, counted by themselves: set "
+                "`split_numbers: of_person` and the person in `subjects:`, or take `block_splits_by_image_all.pth`."
+            )
+        return self
+
 
 def list_imagenet_eeg(source: ImageNetEEGSource) -> Listing:
     """A recording per person, and the pictures they saw.
@@ -80,7 +101,7 @@ def list_imagenet_eeg(source: ImageNetEEGSource) -> Listing:
     whole = _load(Path(source.eeg))
     names, labels = list(whole["images"]), list(whole["labels"])
     items = whole["dataset"]
-    of_item = _splits(source, len(items))
+    of_item = _splits(source, items)
     chosen: dict[int, list[int]] = defaultdict(list)
     left_out = 0
     stated: dict[str, Split | None] = {}
@@ -171,10 +192,19 @@ def _load_numbers(path: Path) -> Any:
             ) from error
 
 
-def _splits(source: ImageNetEEGSource, items: int) -> dict[int, Split] | None:
-    """Split of each trial by its number; those in none are missing."""
+def _splits(source: ImageNetEEGSource, items: list[Any]) -> dict[int, Split] | None:
+    """Split of each trial by its number in the whole file; those in none are missing.
+
+    Raises ValueError when the division does not go together with the trials of the persons asked for.
+    """
     if source.splits is None:
         return None
+    mine = [
+        n
+        for n, item in enumerate(items)
+        if source.subjects is None or int(item["subject"]) in source.subjects
+    ]
+    counted = mine if source.split_numbers == "of_person" else range(len(items))
     path = Path(source.splits)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Correct `splits:`, or leave it out.")
@@ -195,11 +225,21 @@ def _splits(source: ImageNetEEGSource, items: int) -> dict[int, Split] | None:
         raise ValueError(
             f"{path}, division {source.split_number}: a trial is in two splits. Copy the file again."
         )
-    if max(found, default=0) >= items:
+    if mine and max(found, default=0) >= len(counted):
+        whose = f" of person {source.subjects}" if source.split_numbers == "of_person" else ""
         raise ValueError(
-            f"{path} names trial {max(found)}, and {source.eeg} has {items}: they do not go together."
+            f"{path} names trial {max(found)}, and {source.eeg} has {len(counted)}{whose}: they do not go together. "
+            "Check `split_numbers:` and `subjects:`."
         )
-    return found
+    of_item = {counted[number]: split for number, split in found.items()} if mine else {}
+    named = sum(number in of_item for number in mine)
+    if named < _LEAST_SHARE * len(mine):
+        raise ValueError(
+            f"{path} with `split_numbers: {source.split_numbers}` names {named} of the {len(mine)} trials asked for of "
+            f"{source.eeg}: it counts other trials. Check `split_numbers:` and `subjects:`, or take the division that "
+            "belongs to the file."
+        )
+    return of_item
 
 
 def _open(source: ImageNetEEGSource, numbers: tuple[int, ...]) -> OpenRecording:

@@ -36,7 +36,10 @@ def ingest(name, out, source, **changes):
 
 
 def imagenet(folder, subjects=(1, 4), classes=3, per_class=4, old_format=False):
-    """eeg_5_95_std.pth, block_splits_by_image_single.pth and the pictures; returns the arrays by (subject, name)."""
+    """eeg_5_95_std.pth, both block_splits_by_image_*.pth and the pictures; returns the arrays by (subject, name).
+
+    As the published code reads them: `all` counts the trials of the file, `single` those of one person.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = [f"n0{i}000000" for i in range(classes)]
@@ -66,12 +69,14 @@ def imagenet(folder, subjects=(1, 4), classes=3, per_class=4, old_format=False):
         folder / "eeg_5_95_std.pth",
         _use_new_zipfile_serialization=not old_format,
     )
-    split = {"train": [], "val": [], "test": []}
-    for place, item in enumerate(dataset):
-        split[("train", "train", "val", "test")[item["image"] % 4]].append(place)
-    torch.save(
-        {"splits": [{"train": [], "val": [], "test": []}, split]}, folder / "block_splits_by_image_single.pth"
-    )
+    for name, counted in (("all", dataset), ("single", dataset[: len(images)])):
+        split = {"train": [], "val": [], "test": []}
+        for place, item in enumerate(counted):
+            split[("train", "train", "val", "test")[item["image"] % 4]].append(place)
+        torch.save(
+            {"splits": [{"train": [], "val": [], "test": []}, split]},
+            folder / f"block_splits_by_image_{name}.pth",
+        )
     for place, name in enumerate(images):
         path = folder / "train" / name.split("_")[0] / f"{name}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +85,25 @@ def imagenet(folder, subjects=(1, 4), classes=3, per_class=4, old_format=False):
 
 
 def imagenet_source(folder, **changes):
+    """Person 4, divided by the file that counts one person's trials: as the shipped recipe."""
     return {
         "eeg": str(folder / "eeg_5_95_std.pth"),
         "images": str(folder / "train"),
         "splits": str(folder / "block_splits_by_image_single.pth"),
+        "split_numbers": "of_person",
+        "subjects": [4],
         "split_number": 1,
         **changes,
     }
+
+
+def everybody(folder):
+    return imagenet_source(
+        folder,
+        splits=str(folder / "block_splits_by_image_all.pth"),
+        split_numbers="all",
+        subjects=None,
+    )
 
 
 @pytest.mark.parametrize(("backend", "old_format"), [("tar", False), ("zarr", True)])
@@ -122,7 +139,7 @@ def test_imagenet_eeg_is_read_as_published(tmp_path, backend, old_format):
 
 def test_every_person_is_a_recording(tmp_path):
     imagenet(tmp_path / "in")
-    source = ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **imagenet_source(tmp_path / "in"))
+    source = ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **everybody(tmp_path / "in"))
     listing = list_recordings(source)
     assert [(r.id, r.subject) for r in listing.recordings] == [
         ("subject1", "subject1"),
@@ -137,7 +154,7 @@ def test_every_person_is_a_recording(tmp_path):
 
 def test_without_a_split_file_pictures_are_divided_by_hash(tmp_path):
     imagenet(tmp_path / "in", per_class=8)
-    source = imagenet_source(tmp_path / "in", splits=None, subjects=[1, 4])
+    source = imagenet_source(tmp_path / "in", splits=None, split_numbers=None, subjects=[1, 4])
     given, _ = ingest("imagenet-eeg", tmp_path / "store", source, splits={"test_images": 0.4})
     store = open_store(given.out)
     splits = {}
@@ -167,14 +184,14 @@ def test_without_a_split_file_pictures_are_divided_by_hash(tmp_path):
         ),
         (
             lambda folder: torch.save(
-                {"splits": [{}, {"train": [1, 2], "val": [13], "test": [3]}]},
-                folder / "block_splits_by_image_single.pth",
+                {"splits": [{}, {"train": [*range(1, 12)], "val": [13], "test": []}]},
+                folder / "block_splits_by_image_all.pth",
             ),
             ValueError,
             r"n00000000_101 is in train for one trial and in val for another: it does not divide by picture",
         ),
         (
-            lambda folder: torch.save({"splits": [{}]}, folder / "block_splits_by_image_single.pth"),
+            lambda folder: torch.save({"splits": [{}]}, folder / "block_splits_by_image_all.pth"),
             ValueError,
             r"has 1 divisions; `split_number: 1` is none",
         ),
@@ -183,9 +200,38 @@ def test_without_a_split_file_pictures_are_divided_by_hash(tmp_path):
 def test_what_is_wrong_with_imagenet_eeg_is_said(tmp_path, spoil, error, said):
     imagenet(tmp_path / "in")
     spoil(tmp_path / "in")
-    source = ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **imagenet_source(tmp_path / "in"))
+    source = ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **everybody(tmp_path / "in"))
     with pytest.raises(error, match=said):
         list_recordings(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"split_numbers": "all"}, r"divides the trials of one person.*set `split_numbers: of_person`"),
+        ({"subjects": [1, 4]}, r"counts the trials of one person: name that one"),
+        ({"subjects": None}, r"counts the trials of one person: name that one"),
+    ],
+)
+def test_a_division_of_one_person_needs_that_person(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **imagenet_source(tmp_path, **changes))
+
+
+def test_a_division_that_counts_other_trials_is_refused(tmp_path):
+    imagenet(tmp_path / "in", subjects=(1, 2, 3, 4))
+    single, renamed = (tmp_path / "in" / name for name in ("block_splits_by_image_single.pth", "mine.pth"))
+    single.rename(renamed)
+    misread = imagenet_source(tmp_path / "in", splits=str(renamed), split_numbers="all")
+    with pytest.raises(ValueError, match=r"names 0 of the 12 trials asked for.*Check `split_numbers:`"):
+        list_recordings(ImageNetEEGSource(kind="imagenet-eeg", dataset="inet", **misread))
+    whole = str(tmp_path / "in" / "block_splits_by_image_all.pth")
+    with pytest.raises(ValueError, match=r"names trial 47, and .* has 12 of person \[4\]"):
+        list_recordings(
+            ImageNetEEGSource(
+                kind="imagenet-eeg", dataset="inet", **imagenet_source(tmp_path / "in", splits=whole)
+            )
+        )
 
 
 def test_standardised_numbers_are_not_stored_as_integers(tmp_path):
