@@ -156,7 +156,7 @@ def _process(
     described.montage = _montage(job, opened, channels)
     described.positions = _positions(channels)
     described.meta = _meta(job, opened, seen)
-    described.notes = _check_unit(opened, seen)
+    described.notes = [*_check_unit(opened, seen), *trials.notes(opened)]
     bad = bad_channels(seen, job.quality)
     described.dropped = sorted(bad)
     good = [i for i in range(len(picks)) if i not in bad]

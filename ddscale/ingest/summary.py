@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from ddscale.ingest.trials import TRIAL
 from ddscale.store import layout, tables
 from ddscale.store.manifest import DatasetEntry, Manifest
 from ddscale.store.publishing import UNLISTED
@@ -94,7 +97,7 @@ def summarise(
         )
         if mine and not entry.recordings:
             problems = [*problems, f"dataset {name}: none of its {mine} recordings could be used."]
-        notes = [*notes, *_trial_notes(name, entry, manifest)]
+        notes = [*notes, *_trial_notes(name, entry, manifest), *_dropped_trials(name, entry, rejected)]
         for split, fraction in (
             ("val", manifest.splitting.val_fraction),
             ("test", manifest.splitting.test_fraction),
@@ -110,6 +113,19 @@ def summarise(
     return Summary(
         str(store), rows, sorted(quarantined, key=lambda q: (q.dataset, q.recording)), problems, notes
     )
+
+
+def _dropped_trials(name: str, entry: DatasetEntry, rejected: pa.Table) -> list[str]:
+    """How many trials of a dataset were left out, and why."""
+    mine = pc.and_(
+        pc.equal(rejected["dataset"].cast("string"), name), pc.starts_with(rejected["detail"], TRIAL)
+    )
+    counts = Counter(rejected["reason"].filter(mine).cast("string").to_pylist())
+    if not counts or entry.trials is None:
+        return []
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    total = entry.trials.trials + counts.total()
+    return [f"dataset {name}: {counts.total()} of {total} trials are left out: {reasons}"]
 
 
 def _trial_notes(name: str, entry: DatasetEntry, manifest: Manifest) -> list[str]:

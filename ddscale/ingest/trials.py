@@ -15,6 +15,8 @@ from ddscale.store.staging import RejectedStretch, StagedTrial
 NO_TRIAL = "no_trial"
 CUT_OFF = "cut_off"
 INTERRUPTED = "interrupted"
+TRIAL = "trial "
+"""How the detail of a trial that is left out begins, in the list of what was rejected."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class PlacedTrial:
 
 
 def check(opened: OpenRecording, content: StoreFormat) -> None:
-    """Raise ValueError for trials that no record of this store could hold."""
+    """Raise ValueError for trials that no record of this store could hold, or that all begin after the end."""
+    if all(trial.start >= opened.n_samples for trial in opened.trials):
+        raise ValueError(_beyond(opened))
     longest = max(opened.trials, key=lambda trial: trial.stop - trial.start)
     seconds = (longest.stop - longest.start) / opened.sfreq
     if _samples(longest, opened.sfreq, content.sfreq) > content.record_samples:
@@ -57,6 +61,21 @@ def check(opened: OpenRecording, content: StoreFormat) -> None:
                 f"{opened.path}: the trial at {trial.start / opened.sfreq:g} s lasts "
                 f"{(trial.stop - trial.start) / opened.sfreq:g} s: correct its duration."
             )
+
+
+def notes(opened: OpenRecording) -> list[str]:
+    """What a person should know of trials that lie outside the recording."""
+    return [_beyond(opened)] if any(trial.start >= opened.n_samples for trial in opened.trials) else []
+
+
+def _beyond(opened: OpenRecording) -> str:
+    count = sum(trial.start >= opened.n_samples for trial in opened.trials)
+    first = min(trial.start for trial in opened.trials if trial.start >= opened.n_samples)
+    return (
+        f"{opened.path}: {count} of {len(opened.trials)} trials begin after the recording's end "
+        f"({opened.n_samples / opened.sfreq:g} s), the first at {first / opened.sfreq:g} s: are onsets in seconds, and "
+        "of this recording?"
+    )
 
 
 def place(
@@ -117,11 +136,13 @@ def _why_nowhere(opened: OpenRecording, trial: Trial, holes: Sequence[tuple[int,
 
 def _left_out(opened: OpenRecording, trial: Trial, reasons: list[str]) -> RejectedStretch:
     what = trial.image or trial.label or "unnamed"
+    # A trial before or after the recording takes no time away from it.
+    start, stop = (min(max(sample, 0), opened.n_samples) for sample in (trial.start, trial.stop))
     return RejectedStretch(
-        start_s=max(trial.start, 0) / opened.sfreq,
-        stop_s=min(max(trial.stop, 0), opened.n_samples) / opened.sfreq,
+        start_s=start / opened.sfreq,
+        stop_s=stop / opened.sfreq,
         reason=reasons[0],
-        detail=f"trial {what}: {', '.join(reasons)}",
+        detail=f"{TRIAL}{what}: {', '.join(reasons)}",
     )
 
 

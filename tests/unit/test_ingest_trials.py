@@ -195,6 +195,31 @@ def test_a_trial_that_touches_a_bad_stretch_is_left_out_with_its_reason(tmp_path
     assert verify(given.out).problems == []
 
 
+def test_trials_beyond_the_recordings_end_take_no_time_from_it_and_are_told(tmp_path):
+    write_edf(tmp_path / "sub1" / "run1.edf", eeg(40, 7))
+    columns = ["recording", "onset", "duration", "label"]
+    onsets = [4.0, 12.0, 4000.0, 12000.0]
+    rows = [["sub1/run1.edf", onset, 1.0, f"state{i}"] for i, onset in enumerate(onsets)]
+    write_table(tmp_path / "trials.csv", rows, columns)
+    given = recipe(tmp_path, tmp_path / "store")
+    notes = run(given).notes
+    (told,) = [note for note in notes if "begin after" in note]
+    assert (
+        "2 of 4 trials begin after the recording's end (40 s), the first at 4000 s: are onsets in s" in told
+    )
+    assert "dataset cats: 2 of 4 trials are left out: 2 cut_off" in notes
+    stretches = pq.read_table(tmp_path / "store" / "rejected.parquet").to_pylist()
+    assert all(0 <= row["start_s"] <= row["stop_s"] <= 40 for row in stretches)
+    hours = describe(given.out)["datasets"]["cats"]
+    assert hours["rejected_hours"].get("cut_off", 0) == 0
+    assert hours["hours"] + sum(hours["rejected_hours"].values()) == pytest.approx(40 / 3600, abs=1e-5)
+    assert verify(given.out).problems == []
+
+    write_table(tmp_path / "trials.csv", rows[2:], columns)
+    with pytest.raises(ValueError, match=r"2 of 2 trials begin after the recording's end \(40 s\)"):
+        run(recipe(tmp_path, tmp_path / "other"))
+
+
 def test_trials_with_labels_alone_go_by_subject(folder, tmp_path):
     rows = [
         [row["recording"], row["onset"], row["duration"], row["label"]]
