@@ -121,7 +121,9 @@ def test_the_tiny_autoencoder_decodes_the_vaes_latents(trained):
 def test_training_is_deterministic(tmp_path):
     digits = load_digits(16)
     sizes = ToySettings(image_size=16, vae_channels=(8, 16), unet_channels=(16, 32))
-    settings = ToyTrainingSettings(sizes=sizes, clip_steps=2, vae_steps=2, unet_steps=3, tiny_steps=2, batch_size=8)
+    settings = ToyTrainingSettings(
+        sizes=sizes, clip_steps=2, vae_steps=2, unet_steps=3, tiny_steps=2, batch_size=8
+    )
     captions = [caption_of(label) for label in digits.labels[:20]]
     for name in ("first", "second"):
         torch.manual_seed(len(name))
@@ -135,7 +137,9 @@ def test_training_is_deterministic(tmp_path):
 def test_what_is_trained_already_is_not_trained_again(tmp_path):
     digits = load_digits(16)
     sizes = ToySettings(image_size=16, vae_channels=(8, 16), unet_channels=(16, 32))
-    settings = ToyTrainingSettings(sizes=sizes, clip_steps=1, vae_steps=1, unet_steps=1, tiny_steps=1, batch_size=8)
+    settings = ToyTrainingSettings(
+        sizes=sizes, clip_steps=1, vae_steps=1, unet_steps=1, tiny_steps=1, batch_size=8
+    )
     captions = [caption_of(label) for label in digits.labels[:20]]
     steps = []
 
