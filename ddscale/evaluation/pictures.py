@@ -30,6 +30,7 @@ from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given
 from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings
 from ddscale.evaluation.keeping import RESULTS, Keeping, protocol_of
+from ddscale.evaluation.leads import leads
 from ddscale.evaluation.leaks import check_leaks
 from ddscale.evaluation.results import number
 from ddscale.evaluation.trials import Trial, Trials
@@ -118,8 +119,11 @@ def evaluate_run(
             exported, folder, subject.trials, settings.generation, settings.runtime, settings.seed
         )
     judge, judged_real = _class_judge(subject, path)
+    repeated_shown = np.repeat(subject.shown, settings.generation.samples)
     given: tuple[Given, ...] = ("eeg", *settings.controls)
     results: dict[str, Any] = {}
+    values: dict[str, dict[str, NDArray[np.float64]]] = {}
+    proportions = {"class_accuracy"}
     skipped: dict[str, str] = {}
     examples: dict[str, Any] = {}
     grids: dict[str, Image.Image] = {}
@@ -134,15 +138,19 @@ def evaluate_run(
         evaluation = judge_pictures(
             drawn,
             subject.reference,
-            np.repeat(subject.shown, settings.generation.samples),
+            repeated_shown,
             settings.metrics,
             device=pipeline.device,
         )
+        values[condition] = dict(evaluation.per_picture)
+        proportions |= evaluation.proportions
         results[condition] = {"given": MEANING[condition], **evaluation.to_json()}
         if judge is not None:
             labels = [subject.pictures.labels[row] for row in subject.rows[subject.shown]]
             repeated = [label for label in labels for _ in range(settings.generation.samples)]
-            results[condition] |= _class_accuracy(subject, judge.right(drawn, repeated))
+            right = judge.right(drawn, repeated)
+            results[condition] |= _class_accuracy(subject, right)
+            values[condition]["class_accuracy"] = right.astype(np.float64)
         if condition == "eeg":
             examples, grids = _examples(subject, drawn, evaluation, settings)
     outcome = {
@@ -161,6 +169,7 @@ def evaluate_run(
         if exported is None
         else {"skipped": "an export has no alignment head: evaluate the run itself."},
         "conditions": results,
+        "eeg_minus": leads(values, proportions, repeated_shown),
         "skipped_conditions": skipped,
         "examples": examples,
     }
@@ -278,7 +287,7 @@ def _class_accuracy(subject: _Subject, right: NDArray[np.bool_]) -> dict[str, An
     )
 
     def of(chosen: NDArray[np.bool_]) -> dict[str, Any]:
-        found = estimate(right[chosen].astype(np.float64), shown[chosen])
+        found = estimate(right[chosen].astype(np.float64), shown[chosen], proportion=True)
         return {
             "value": found.value,
             "low": number(found.low),

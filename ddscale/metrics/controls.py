@@ -34,12 +34,15 @@ def estimate(
     resamples: int = 5_000,
     seed: int = 0,
     level: float = 0.95,
+    proportion: bool = False,
 ) -> Estimate:
     """Mean of values (Q,) with its percentile bootstrap interval.
 
     groups (Q,): what the values share: the picture that several samples were made for, or the subject. Whole
     groups are drawn, for samples of one picture tell little more than one sample does; drawing them singly
     gives intervals that are too narrow. None: each value stands for itself.
+    proportion: the values lie between 0 and 1. Where all groups agree, drawing them again tells nothing, and the
+    interval is Wilson's on the number of groups.
     Raises ValueError on no values or values that are not finite. One group alone has no interval (NaN).
     """
     sums = np.asarray(values, np.float64)
@@ -56,21 +59,55 @@ def estimate(
         members = np.unique(groups, return_inverse=True)[1]
         sums, counts = _sums_by(members, sums), _sums_by(members, counts)
     low, high = float("nan"), float("nan")
-    if len(sums) > 1:
+    if proportion and (sums.min() < 0 or (sums > counts + 1e-9).any()):
+        raise ValueError("proportions lie between 0 and 1, not all of these values do.")
+    if proportion and len(sums) > 1 and np.ptp(sums / counts) < 1e-12:
+        low, high = wilson_interval(min(mean * len(sums), len(sums)), len(sums), level)
+    elif len(sums) > 1:
         means = _bootstrap_means(sums, counts, resamples, seed)
         tail = 100 * (1 - level) / 2
         low, high = (float(bound) for bound in np.percentile(means, [tail, 100 - tail]))
     return Estimate(mean, low, high, len(values), len(sums))
 
 
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: for counts of right answers, and sound near 0 and 1."""
+def difference(
+    values: NDArray[np.floating],
+    others: NDArray[np.floating],
+    groups: NDArray[np.generic],
+    seed: int = 0,
+    proportion: bool = False,
+) -> Estimate:
+    """Mean of values - others (Q,), taken pair by pair, with its interval over groups; pairs without both are left out.
+
+    The interval of a difference is narrower than those of its two sides suggest, for what is hard in one is hard in
+    the other. proportion: both lie between 0 and 1; where all groups agree, the interval is Wilson's of how often
+    they might not have.
+    """
+    both = np.isfinite(values) & np.isfinite(others)
+    found = estimate((values - others)[both], groups[both], seed=seed)
+    if proportion and found.groups > 1 and found.low == found.high:
+        # Nothing is known of the groups that were not drawn but that at most this part of them is another.
+        unlike = wilson_interval(0, found.groups)[1]
+        low, high = found.value - unlike * (1 + found.value), found.value + unlike * (1 - found.value)
+        return Estimate(found.value, low, high, found.values, found.groups)
+    return found
+
+
+def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion: for counts of right answers, and sound near 0 and 1.
+
+    successes may be a fraction, where several answers of one trial are counted together.
+    """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(
             f"{successes} successes in {trials} trials: a proportion needs 0 ≤ successes ≤ trials ≥ 1."
         )
-    interval = scipy.stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, part = scipy.stats.norm.ppf(0.5 + level / 2), successes / trials
+    centre = part + z**2 / (2 * trials)
+    half = z * np.sqrt(part * (1 - part) / trials + z**2 / (4 * trials**2))
+    low, high = ((centre + side) / (1 + z**2 / trials) for side in (-half, half))
+    # Of none and of all, rounding would leave a bound just beside 0 or 1.
+    return (0.0 if successes == 0 else float(low)), (1.0 if successes == trials else float(high))
 
 
 def shuffled_pairs(n: int, seed: int = 0) -> NDArray[np.int64]:

@@ -108,7 +108,9 @@ class TwoWay(PictureMetric):
 
     def __init__(self, name: str, layer: Layer, protocol: Protocol) -> None:
         note = f"among {len(protocol.gallery)} pictures"
-        super().__init__(Measure(name, "higher", 0.5, gallery_only=True, note=note), protocol)
+        super().__init__(
+            Measure(name, "higher", 0.5, gallery_only=True, note=note, proportion=True), protocol
+        )
         self._kept = _GalleryFeatures(layer, self.place)
 
     def see_reference(self, layers: Layers, positions: Integers) -> None:
@@ -145,7 +147,7 @@ class NWay(PictureMetric):
     def __init__(self, name: str, layer: Layer, protocol: Protocol) -> None:
         n, k = protocol.n_way, protocol.top_k
         note = f"{protocol.trials} draws of {n - 1} other classes; right is what it sees in the picture shown"
-        super().__init__(Measure(name, "higher", k / n, note=note), protocol)
+        super().__init__(Measure(name, "higher", k / n, note=note, proportion=True), protocol)
         self._layer = layer
         self._classes = np.zeros(protocol.references)
 

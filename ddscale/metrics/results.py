@@ -22,6 +22,7 @@ class Measure:
     """A metric that has a value for each generated picture.
 
     chance: what guessing scores, where that is known. gallery_only: it is taken only for pictures of the gallery.
+    proportion: the part of something that is right, from 0 to 1.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Measure:
     chance: float | None = None
     gallery_only: bool = False
     note: str = ""
+    proportion: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Evaluation:
     results: list[Result] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     per_picture: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    proportions: set[str] = field(default_factory=set, repr=False)
+    """Metrics whose values are parts of what is right, from 0 to 1."""
 
     @property
     def samples_per_picture(self) -> float:

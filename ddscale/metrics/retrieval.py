@@ -38,8 +38,8 @@ class Retrieval:
         return np.clip((k - self.higher) / (self.tied + 1), 0.0, 1.0)
 
     def accuracy(self, k: int, groups: NDArray[np.generic] | None = None, seed: int = 0) -> Estimate:
-        """Top-k accuracy with its bootstrap 95 % interval; groups (Q,): trials of one picture or subject."""
-        return estimate(self.hits(k), groups, seed=seed)
+        """Top-k accuracy with its 95 % interval; groups (Q,): trials of one picture or subject."""
+        return estimate(self.hits(k), groups, seed=seed, proportion=True)
 
     def chance(self, k: int) -> float:
         return k / self.gallery

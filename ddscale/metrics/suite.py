@@ -175,7 +175,11 @@ def _conclude(
 ) -> None:
     """Add a metric of single pictures: rows (2, G) against the picture shown and against the wrong one."""
     groups = protocol.shown[judged]
-    right, wrong = (estimate(row[judged], groups, seed=protocol.seed) for row in rows)
+    right, wrong = (
+        estimate(row[judged], groups, seed=protocol.seed, proportion=measure.proportion) for row in rows
+    )
+    if measure.proportion:
+        evaluation.proportions.add(measure.name)
     evaluation.per_picture[measure.name] = np.where(judged, rows[0], np.nan)
     evaluation.results.append(
         Result(measure.name, right.value, measure.better, right, measure.chance, wrong, measure.note)

@@ -50,18 +50,19 @@ def _with_interval(estimate: Mapping[str, float | None]) -> str:
     return with_interval(estimate).replace("[", "\\[")
 
 
-def with_interval(estimate: Mapping[str, float | None]) -> str:
+def with_interval(estimate: Mapping[str, float | None], signed: bool = False) -> str:
     """A value with its interval in brackets, where it has one."""
-    shown = _figure(estimate["value"])
+    shown = _figure(estimate["value"], signed)
     if estimate["low"] is None:
         return shown
-    return f"{shown} [{_figure(estimate['low'])}, {_figure(estimate['high'])}]"
+    return f"{shown} [{_figure(estimate['low'], signed)}, {_figure(estimate['high'], signed)}]"
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: float | None, signed: bool = False) -> str:
     if value is None:
         return "none"
-    return f"{value:.2f}" if abs(value) < 99.5 else f"{value:.3g}"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.2f}" if abs(value) < 99.5 else f"{value:{sign}.3g}"
 
 
 def probe_table(found: Mapping[str, Any]) -> None:
@@ -191,7 +192,7 @@ def picture_tables(found: Mapping[str, Any]) -> None:
     conditions = found["conditions"]
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for name in conditions:
+    for name in picture_columns(found):
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("chance", justify="right")
     for label, values, chance in picture_rows(found):
@@ -224,13 +225,28 @@ def picture_tables(found: Mapping[str, Any]) -> None:
         )
 
 
+LEAD = "EEG − shuffled EEG"
+
+
+def picture_columns(found: Mapping[str, Any]) -> list[str]:
+    """What the values of `picture_rows` are: the conditions, and the lead over shuffled EEG where both were drawn."""
+    return [*found["conditions"], *([LEAD] if "shuffled_eeg" in found.get("eeg_minus", {}) else [])]
+
+
 def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
-    """(metric, its value under each condition, chance) for tables and reports."""
+    """(metric, its value in each of `picture_columns`, chance) for tables and reports."""
     conditions = list(found["conditions"].values())
+    leads = found.get("eeg_minus", {}).get("shuffled_eeg")
+
+    def lead(metric: str) -> list[str]:
+        if leads is None:
+            return []
+        return [with_interval(leads[metric], signed=True) if metric in leads else ""]
+
     rows = []
     if all("class_accuracy" in of for of in conditions):
         values = [with_interval(of["class_accuracy"]) for of in conditions]
-        rows.append(("right class", values, _figure(found["class_judge"]["chance"])))
+        rows.append(("right class", values + lead("class_accuracy"), _figure(found["class_judge"]["chance"])))
     for name, first in conditions[0]["metrics"].items():
         results = [of["metrics"].get(name) for of in conditions]
         values = [
@@ -241,5 +257,5 @@ def picture_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
         ]
         arrow = {"higher": "↑", "lower": "↓"}[first["better"]]
         chance = first["chance"]
-        rows.append((f"{name} {arrow}", values, "" if chance is None else _figure(chance)))
+        rows.append((f"{name} {arrow}", values + lead(name), "" if chance is None else _figure(chance)))
     return rows

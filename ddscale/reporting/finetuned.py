@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddscale.reporting import plots
-from ddscale.reporting.evaluations import picture_rows, with_interval
+from ddscale.reporting.evaluations import picture_columns, picture_rows, with_interval
 
 if TYPE_CHECKING:
     from ddscale.diffusion.settings import FinetuneRecipe
@@ -63,7 +63,7 @@ def results(
         conditions = list(found["conditions"])
         shown = {
             "grids": [_grid(folder, name, file) for name, file in found["examples"]["grids"].items()],
-            "conditions": conditions,
+            "conditions": picture_columns(found),
             "metrics": picture_rows(found),
             "meanings": [(name, MEANING[name]) for name in conditions],  # type: ignore[index]
             "judge": _judge(found["class_judge"]),

@@ -101,6 +101,19 @@ def test_the_results_hold_every_control_and_count_what_they_rest_on(evaluated):
         assert accuracy["judged"] == 48
         assert condition["metrics"]["ssim"]["estimate"]["groups"] == 12
         assert len(condition["class_accuracy_by_subject"]) == 2
+    assert list(evaluated["eeg_minus"]) == list(evaluated["conditions"])[1:]
+    for control, of_metrics in evaluated["eeg_minus"].items():
+        for metric, lead in of_metrics.items():
+            eeg, other = (
+                evaluated["conditions"][given]["class_accuracy"]
+                if metric == "class_accuracy"
+                else evaluated["conditions"][given]["metrics"][metric]["estimate"]
+                for given in ("eeg", control)
+            )
+            assert lead["value"] == pytest.approx(eeg["value"] - other["value"])
+            assert lead["low"] <= lead["value"] <= lead["high"]
+            assert lead["groups"] == 12
+    assert "class_accuracy" in evaluated["eeg_minus"]["shuffled_eeg"]
     assert evaluated["class_judge"]["chance"] == pytest.approx(0.25)
     assert evaluated["class_judge"]["on_real_held_out_pictures"]["value"] == 1.0
     assert evaluated["retrieval"]["gallery"] == 12
@@ -240,7 +253,15 @@ def test_the_report_shows_pictures_controls_and_the_other_runs(evaluated, run, t
     page = write_report(run, [other]).read_text()
     assert "differ by at most 1 of 255" in page
     assert page.count("data:image/png") >= 6
-    for shown in ("right class", "shuffled eeg", "label only", "worst", "Beside other runs", "other"):
+    for shown in (
+        "right class",
+        "shuffled eeg",
+        "label only",
+        "worst",
+        "Beside other runs",
+        "other",
+        "EEG − shuffled EEG",
+    ):
         assert shown in page
     shutil.rmtree(other / "evaluation")
     assert "Not evaluated yet" in write_report(other).read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddscale.metrics.controls import estimate, shuffled_pairs, wilson_interval
+from ddscale.metrics.controls import difference, estimate, shuffled_pairs, wilson_interval
 
 
 def test_interval_of_independent_values_is_the_textbook_one():
@@ -64,12 +64,52 @@ def test_what_has_no_mean_or_no_interval():
     assert np.isnan(alone.high)
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0, 0.5])
+def test_groups_that_all_agree_leave_a_proportion_uncertain(right):
+    """8 pictures of 3 samples each, none of them right, are 8 observations."""
+    values, groups = np.full(24, right), np.repeat(np.arange(8), 3)
+    got = estimate(values, groups, proportion=True)
+    assert (got.low, got.high) == pytest.approx(wilson_interval(8 * right, 8))
+    assert got.high - got.low > 0.3
+    # Not the bootstrap's zero width; where groups differ it stays as it is.
+    assert estimate(values, groups).low == estimate(values, groups).high
+    values[:3] = 1 - right if right != 0.5 else 1
+    assert estimate(values, groups, proportion=True) == estimate(values, groups)
+
+
+def test_what_is_no_proportion_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        estimate(np.array([0.5, 2.0]), proportion=True)
+
+
+def test_a_paired_difference_is_narrower_than_its_sides():
+    rng = np.random.default_rng(5)
+    of_pictures = rng.normal(size=100)
+    ours, theirs = of_pictures + 0.1 + rng.normal(scale=0.1, size=100), of_pictures
+    got = difference(ours, theirs, np.arange(100))
+    assert 0 < got.low < 0.1 < got.high
+    assert got.high - got.low < 0.2 * (estimate(ours).high - estimate(ours).low)
+    assert difference(ours, np.where(np.arange(100) < 40, np.nan, theirs), np.arange(100)).values == 60
+
+
+def test_a_difference_that_all_groups_share_is_not_certain():
+    same = difference(np.ones(10), np.ones(10), np.arange(10), proportion=True)
+    assert same.value == 0
+    assert same.low == -same.high
+    assert same.high == pytest.approx(wilson_interval(0, 10)[1])
+    full = difference(np.ones(10), np.zeros(10), np.arange(10), proportion=True)
+    assert (full.value, full.high) == (1, 1)
+    assert full.low == pytest.approx(1 - 2 * wilson_interval(0, 10)[1])
+
+
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 200), (98, 200)])
 def test_wilson_interval_against_its_formula(successes, trials):
     z, p = scipy.stats.norm.ppf(0.975), successes / trials
     centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
     assert wilson_interval(successes, trials) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    theirs = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    assert wilson_interval(successes, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_wilson_interval_of_no_proportion():
