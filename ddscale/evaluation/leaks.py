@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ddscale.metrics.leakage import LeakageError, Trials, block_design_warning, find_leaks
-from ddscale.store import Store, tables
+from ddscale.metrics.leakage import Leak, LeakageError, Trials, block_design_warning, find_leaks
+from ddscale.sources.epochs import IN_TIME
+from ddscale.store import Store, layout, tables
 
 
 def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[str]:
@@ -35,7 +37,9 @@ def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[s
         start=judged.start,
         stop=judged.stop,
     )
-    leaks = find_leaks(train, test, held_out=("subject", "recording", "stimulus"))
+    # Positions in a file that is not in order of time tell which samples are the same, not which are near.
+    near = _neighbours(train, np.concatenate([side.in_time for side in training]), test, judged.in_time)
+    leaks = [*near, *find_leaks(train, test, held_out=("subject", "recording", "stimulus"), gap=0)]
     fatal = [leak for leak in leaks if leak.kind in ("stimulus", "overlap")]
     if fatal:
         raise LeakageError(fatal)
@@ -43,27 +47,59 @@ def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[s
     everything = _trials(store, None)
     dataset_N, datasets = tables.coded(everything.table["dataset"])
     for code, dataset in enumerate(datasets):
-        mine = pa.array(dataset_N == code)
-        label, recording = (everything.table[name].filter(mine) for name in ("label", "recording"))
-        found = block_design_warning(label, recording, everything.start[dataset_N == code], dataset)
+        mine_N = dataset_N == code
+        unordered = int((mine_N & ~everything.in_time).sum())
+        if unordered:
+            warnings.append(
+                f"{dataset}: when {unordered} of its {int(mine_N.sum())} trials were recorded is not in its files, so "
+                "whether classes were shown in blocks, and whether trials lie next to training trials in time, is not "
+                "checked for them; read how it was recorded."
+            )
+        mine_N &= everything.in_time
+        label, recording = (
+            everything.table[name].filter(pa.array(mine_N)) for name in ("label", "recording")
+        )
+        found = block_design_warning(label, recording, everything.start[mine_N], dataset)
         if found:
             warnings.append(f"{dataset}: {found}")
     return warnings
 
 
+def _neighbours(
+    train: Trials, train_in_time: NDArray[np.bool_], test: Trials, test_in_time: NDArray[np.bool_]
+) -> list[Leak]:
+    """Trials next to training trials in time, where time is known."""
+    sides = []
+    for side, known_N in ((train, train_in_time), (test, test_in_time)):
+        assert isinstance(side.recording, pa.Array | pa.ChunkedArray)
+        assert side.start is not None
+        assert side.stop is not None
+        sides.append(
+            Trials(
+                recording=_stacked([side.recording]).filter(pa.array(known_N)),
+                start=np.asarray(side.start)[known_N],
+                stop=np.asarray(side.stop)[known_N],
+            )
+        )
+    return [leak for leak in find_leaks(sides[0], sides[1], held_out=()) if leak.kind == "neighbour"]
+
+
 _NAMES = ("subject", "recording")
+_UNORDERED = ("THINGS-EEG2", "ImageNet-EEG")
 
 
 @dataclass(frozen=True)
 class _Shown:
     """The trials with pictures of a store: N rows, names with the dataset before them.
 
-    start, stop: seconds. picture: of each trial the row in `checksums` and `images`.
+    start, stop: seconds, where in_time; elsewhere positions in the file at that rate. picture: of each trial the row
+    in `checksums` and `images`.
     """
 
     table: pa.Table
     start: NDArray[np.float64]
     stop: NDArray[np.float64]
+    in_time: NDArray[np.bool_]
     picture: NDArray[np.int32]
     checksums: list[str]
     images: list[str]
@@ -102,10 +138,31 @@ def _trials(store: Store, split: str | None) -> _Shown:
         table=table,
         start=start,
         stop=start + table["samples"].to_numpy() / store.sfreq,
+        in_time=_in_time(store, table["recording"]),
         picture=rows[wanted],
         checksums=[row["sha256"] for row in images],
         images=[f"{row['dataset']}/{row['image']}" for row in images],
     )
+
+
+def _in_time(store: Store, recording: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(N,) whether the trials of `dataset/recording` lie in the order they were recorded in."""
+    unordered = set()
+    for row in _recordings(store).to_pylist():
+        meta = json.loads(row["meta"] or "{}")
+        # Stores that were made before there was this note.
+        if not meta.get(IN_TIME, meta.get("format") not in _UNORDERED):
+            unordered.add(f"{row['dataset']}/{row['recording']}")
+    codes_N, names = tables.coded(recording)
+    known = np.array([name not in unordered for name in names], bool)
+    return known[codes_N] if len(names) else np.zeros(0, bool)
+
+
+def _recordings(store: Store) -> pa.Table:
+    """Dataset, recording and meta of a store's recordings."""
+    # Of a remote store only what training needs is there from the beginning.
+    path = store.path / layout.RECORDINGS if store.origin is None else store.origin.hold(layout.RECORDINGS)
+    return tables.read(path, tables.RECORDINGS, ["dataset", "recording", "meta"])
 
 
 def _qualified(dataset: pa.ChunkedArray, name: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -186,6 +186,7 @@ def _open(
         take=take,
         unit="V",
         unit_source="file",
+        in_time=True,
         meta={"format": "Alljoined1", "reference": "as preprocessed by its publishers"},
     )
 

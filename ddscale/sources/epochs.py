@@ -19,6 +19,9 @@ from ddscale.sources.recording import OpenRecording, Picture, Trial, UnitSource
 
 SUFFIXES = ("png", "jpg", "jpeg")
 
+IN_TIME = "in_time"
+"""Key in a recording's meta: whether its trials lie in the order they were recorded in; without it they do."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -39,12 +42,14 @@ def recording_of_epochs(
     take: Callable[[int], np.ndarray],
     unit: str,
     unit_source: UnitSource,
+    in_time: bool,
     meta: Mapping[str, Any],
     close: Callable[[], None] | None = None,
 ) -> OpenRecording:
     """Epochs as a recording in which each is a span and a trial.
 
-    shown: one per epoch. samples: L. take(e): epoch e as (C, L), in µV or whatever `unit` says.
+    shown: one per epoch. samples: L. take(e): epoch e as (C, L), in µV or whatever `unit` says. in_time: the
+    epochs come in the order they were recorded in; false where files do not say, as positions then are no times.
     """
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -77,7 +82,7 @@ def recording_of_epochs(
         unit_source=unit_source,
         spans=[(trial.start, trial.stop) for trial in trials],
         trials=trials,
-        meta=dict(meta) | {"epochs": len(shown)},
+        meta=dict(meta) | {"epochs": len(shown), IN_TIME: in_time},
         close=close,
     )
 

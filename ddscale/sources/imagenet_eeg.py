@@ -265,5 +265,6 @@ def _open(source: ImageNetEEGSource, numbers: tuple[int, ...]) -> OpenRecording:
         take=take,
         unit=STANDARDISED,
         unit_source="file",
+        in_time=False,
         meta={"format": "ImageNet-EEG", "epoch_ms": [source.start, source.stop]},
     )

@@ -185,6 +185,8 @@ def _open(source: ThingsEEG2Source, path: Path, shown: tuple[Shown, ...]) -> Ope
         take=take,
         unit=source.values_unit,
         unit_source="recipe",
+        # Sorted by picture: when each was shown is not in the files.
+        in_time=False,
         meta={"format": "THINGS-EEG2", "repetitions": repetitions, "channels_found": n_channels},
         close=whole.clear,
     )

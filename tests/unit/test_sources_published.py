@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paired import picture
 
 from ddscale import recipes
+from ddscale.evaluation.leaks import check_leaks
 from ddscale.ingest import IngestRecipe, run
 from ddscale.sources import AlljoinedSource, ImageNetEEGSource, ThingsEEG2Source, list_recordings
 from ddscale.store import describe, open_store, verify
@@ -342,6 +343,10 @@ def test_things_eeg2_is_read_as_published_with_repetitions_apart(tmp_path, metad
         assert (row["split"] == "test") == (part == "test")
     labels = {row["image"]: (row["label"], row["caption"]) for row in rows}
     assert labels["00003_air_pump_air_pump_01b"] == ("air_pump", "air pump")
+    # Its files are sorted by picture: no order in time may be read from them.
+    warnings = check_leaks(store, "val", [store])
+    assert not any("block design" in warning or "next to a training trial" in warning for warning in warnings)
+    assert f"when {len(rows)} of its {len(rows)} trials were recorded is not in its files" in warnings[-1]
     counts = describe(given.out)["datasets"]["things-eeg2"]["trials"]
     assert counts["most_repetitions"] == 5
     assert counts["images"] == counts["images_shown"] == 8
@@ -504,6 +509,7 @@ def test_alljoined_is_read_as_published(tmp_path):
         assert (row["split"] == "test") == (part == "test")
         assert row["caption"] == ("A woman in a room." if row["image"] == "000000000139" else None)
         assert row["repetition"] == trial // (3 if part == "train" else 2)
+    assert not any("is not in its files" in warning for warning in check_leaks(store, "test", [store]))
 
 
 def test_a_picture_of_alljoined_in_both_parts_is_refused_or_divided_anew(tmp_path):
