@@ -28,8 +28,8 @@ from ddscale.diffusion.pictures import as_tensor, decode
 from ddscale.diffusion.pipeline import EEGToImagePipeline
 from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given
-from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings
-from ddscale.evaluation.keeping import RESULTS, Keeping, protocol_of
+from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings, half_precision_of
+from ddscale.evaluation.keeping import RESULTS, Done, Keeping, protocol_of
 from ddscale.evaluation.leads import leads
 from ddscale.evaluation.leaks import check_leaks
 from ddscale.evaluation.results import number
@@ -61,6 +61,8 @@ class PictureEvaluation(Settings):
     """What else is drawn and judged in the same way; each costs as much as the EEG itself."""
     generation: GenerateSettings = GenerateSettings()
     """How pictures are drawn."""
+    half_precision: bool = True
+    """On a GPU, draw in bf16, or in fp16 where the GPU has no bf16; on the CPU always in fp32."""
     runtime: RuntimeSettings = RuntimeSettings()
     """How an export is run, when one is evaluated."""
     metrics: ImageMetrics = ImageMetrics()
@@ -94,6 +96,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Draw and judge; writes metrics.json and the grids in `results_folder`, and returns what the file holds.
 
+    Each condition is saved as soon as it is judged; interrupted, the same call continues with those that are missing.
     Results of an earlier evaluation with other settings, weights or another store are moved below that folder.
 
     store: trials with pictures; None: the run's first. exported: a folder of this run's graphs, whose runtime draws
@@ -108,26 +111,32 @@ def evaluate_run(
     store_read = open_store(path)
     keeping = Keeping(target, protocol_of(folder, store_read, settings.model_dump(mode="json"), exported))
     warnings = check_leaks(store_read, settings.split, [open_store(other) for other in recipe.data.stores])
+    precision = half_precision_of(pipeline.device) if settings.half_precision else None
     painter: FromPipeline | FromRuntime
     if exported is None:
         training = list(_training(subject, settings))
         painter = FromPipeline(
-            pipeline, subject.trials, training, recipe.stable_diffusion, settings.generation, settings.seed
+            pipeline,
+            subject.trials,
+            training,
+            recipe.stable_diffusion,
+            settings.generation,
+            settings.seed,
+            precision,
         )
     else:
         painter = FromRuntime(
             exported, folder, subject.trials, settings.generation, settings.runtime, settings.seed
         )
     judge, judged_real = _class_judge(subject, path)
-    repeated_shown = np.repeat(subject.shown, settings.generation.samples)
+    shown = np.repeat(subject.shown, settings.generation.samples)
     given: tuple[Given, ...] = ("eeg", *settings.controls)
-    results: dict[str, Any] = {}
-    values: dict[str, dict[str, NDArray[np.float64]]] = {}
-    proportions = {"class_accuracy"}
+    found: dict[str, Done] = {}
     skipped: dict[str, str] = {}
-    examples: dict[str, Any] = {}
-    grids: dict[str, Image.Image] = {}
     for condition in given:
+        if (before := keeping.done(condition)) is not None:
+            found[condition] = before
+            continue
         try:
             drawn = painter.draw(condition, partial(on_progress, condition))
         except (ValueError, FileNotFoundError) as error:
@@ -135,32 +144,28 @@ def evaluate_run(
                 raise
             skipped[condition] = str(error)
             continue
-        evaluation = judge_pictures(
-            drawn,
-            subject.reference,
-            repeated_shown,
-            settings.metrics,
-            device=pipeline.device,
-        )
-        values[condition] = dict(evaluation.per_picture)
-        proportions |= evaluation.proportions
-        results[condition] = {"given": MEANING[condition], **evaluation.to_json()}
+        evaluation = judge_pictures(drawn, subject.reference, shown, settings.metrics, device=pipeline.device)
+        result = {"given": MEANING[condition], **evaluation.to_json()}
+        values, proportions = dict(evaluation.per_picture), sorted(evaluation.proportions)
         if judge is not None:
-            labels = [subject.pictures.labels[row] for row in subject.rows[subject.shown]]
-            repeated = [label for label in labels for _ in range(settings.generation.samples)]
-            right = judge.right(drawn, repeated)
-            results[condition] |= _class_accuracy(subject, right)
-            values[condition]["class_accuracy"] = right.astype(np.float64)
-        if condition == "eeg":
-            examples, grids = _examples(subject, drawn, evaluation, settings)
+            labels = [subject.pictures.labels[row] for row in subject.rows[shown]]
+            right = judge.right(drawn, labels)
+            result |= _class_accuracy(subject, right)
+            values["class_accuracy"] = right.astype(np.float64)
+            proportions.append("class_accuracy")
+        examples, grids = _examples(subject, drawn, evaluation, settings) if condition == "eeg" else ({}, {})
+        found[condition] = Done(result, values, proportions, painter.facts(), examples, grids)
+        keeping.save(condition, found[condition])
     outcome = {
         "run": str(folder),
-        "exported": painter.facts(),
+        # The last one's time is over all that were drawn without an interruption.
+        "exported": list(found.values())[-1].exported,
         "store": str(path),
         "split": settings.split,
         "trials": len(subject.trials),
         "pictures_shown": len(subject.rows),
         "samples_per_trial": settings.generation.samples,
+        "half_precision": None if precision is None or exported else str(precision).removeprefix("torch."),
         "simulated": _simulated(store_read),
         "warnings": warnings,
         "settings": settings.model_dump(mode="json"),
@@ -168,12 +173,16 @@ def evaluate_run(
         "retrieval": _retrieval(subject)
         if exported is None
         else {"skipped": "an export has no alignment head: evaluate the run itself."},
-        "conditions": results,
-        "eeg_minus": leads(values, proportions, repeated_shown),
+        "conditions": {condition: done.result for condition, done in found.items()},
+        "eeg_minus": leads(
+            {condition: done.values for condition, done in found.items()},
+            {name for done in found.values() for name in done.proportions},
+            shown,
+        ),
         "skipped_conditions": skipped,
-        "examples": examples,
+        "examples": found["eeg"].examples,
     }
-    return keeping.finish(outcome, grids)
+    return keeping.finish(outcome, found["eeg"].grids)
 
 
 def results_folder(run: Path, settings: PictureEvaluation, exported: str | Path | None) -> Path:
@@ -310,12 +319,15 @@ def _retrieval(subject: _Subject) -> dict[str, Any]:
     if subject.recipe.objective.alignment_target != "image":
         return {"skipped": "the EEG was aligned with captions, which pictures share."}
     clip = Clip(subject.recipe.clip_folder)
+    clip.model.to(subject.pipeline.device)
     with torch.no_grad():
         x_BTC = torch.stack([trial.window.x_TC for trial in subject.trials])
         parts = [conditioner(part.to(conditioner.device)).clip for part in x_BTC.split(64)]
         queries = torch.cat([part for part in parts if part is not None]).float().cpu().numpy()
         shown = torch.from_numpy(subject.reference).float() / 127.5 - 1
-        gallery = torch.cat([clip.of_images(part) for part in shown.split(64)]).numpy()
+        gallery = torch.cat(
+            [clip.of_images(part.to(subject.pipeline.device)).cpu() for part in shown.split(64)]
+        ).numpy()
     found = retrieve(queries, gallery, subject.shown)
     return {
         "gallery": found.gallery,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 
-from ddscale.evaluation.keeping import Keeping
+from ddscale.evaluation.keeping import Done, Keeping
 
 FOUND = {"split": "test", "trials": 150, "examples": {"grids": {"best": "best.png"}}}
 
@@ -45,3 +47,42 @@ def test_a_file_that_is_not_json_is_kept_too(tmp_path: Path):
     (tmp_path / "metrics.json").write_text('{"half":')
     found = Keeping(tmp_path, {}).finish(FOUND, {})
     assert (Path(found["earlier_results_moved_to"]) / "metrics.json").read_text() == '{"half":'
+
+
+def test_a_condition_is_there_again_after_an_interruption_and_gone_when_all_is_done(tmp_path: Path):
+    values = {"ssim": np.array([0.1, np.nan, 1 / 3])}
+    done = Done({"a": 1}, values, ["class_accuracy"], None, {"ranked_by": "ssim"}, _grids("red"))
+    Keeping(tmp_path, {"settings": 1}).save("eeg", done)
+    again = Keeping(tmp_path, {"settings": 1})
+    read = again.done("eeg")
+    assert read is not None
+    np.testing.assert_array_equal(read.values["ssim"], values["ssim"])
+    assert (read.result, read.proportions, read.examples) == (done.result, done.proportions, done.examples)
+    assert read.grids["best.png"].getpixel((0, 0)) == (255, 0, 0)
+    assert again.done("shuffled_eeg") is None
+    # Other settings, weights or another store: nothing of it counts.
+    other = Keeping(tmp_path, {"settings": 2})
+    assert other.done("eeg") is None
+    other.save("eeg", done)
+    again.finish(FOUND, read.grids)
+    assert again.done("eeg") is None
+    assert other.done("eeg") is not None
+    other.finish(FOUND, {})
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_condition_that_is_not_whole_is_drawn_again(tmp_path: Path):
+    keeping = Keeping(tmp_path, {})
+    keeping.save("eeg", Done({}, {}, [], None, {}, _grids("red")))
+    (path,) = tmp_path.rglob("best.png")
+    path.write_bytes(b"")
+    assert keeping.done("eeg") is None
+
+
+def test_half_precision_is_for_gpus(monkeypatch):
+    from ddscale.evaluation.drawing import half_precision_of
+
+    assert half_precision_of(torch.device("cpu")) is None
+    for has, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert half_precision_of(torch.device("cuda")) is wanted

@@ -377,3 +377,63 @@ def test_an_evaluation_with_other_settings_leaves_the_earlier_one_where_it_says(
     found = evaluate_run(copy, None, settings)
     assert json.loads((Path(found["earlier_results_moved_to"]) / "metrics.json").read_text()) == before
     assert json.loads((copy / "evaluation" / "metrics.json").read_text()) == found
+
+
+def test_an_interrupted_evaluation_continues_with_what_is_missing(run, tmp_path, monkeypatch):
+    from ddscale.evaluation.drawing import FromPipeline
+
+    copies = [tmp_path / name for name in ("whole", "interrupted")]
+    for copy in copies:
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "evaluation", ignore_errors=True)
+    settings = PictureEvaluation(
+        trials=8, controls=["shuffled_eeg", "no_eeg"], generation=GenerateSettings(**FAST)
+    )
+    whole = evaluate_run(copies[0], None, settings)
+    drawn, draw = [], FromPipeline.draw
+
+    def until(last):
+        def counted(self, given, on_progress):
+            if given == last:
+                raise KeyboardInterrupt
+            drawn.append(given)
+            return draw(self, given, on_progress)
+
+        return counted
+
+    monkeypatch.setattr(FromPipeline, "draw", until("no_eeg"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(copies[1], None, settings)
+    assert not (copies[1] / "evaluation" / "metrics.json").exists()
+    assert drawn == ["eeg", "shuffled_eeg"]
+    monkeypatch.setattr(FromPipeline, "draw", until(None))
+    found = evaluate_run(copies[1], None, settings)
+    assert drawn == ["eeg", "shuffled_eeg", "no_eeg"]
+    assert found | {"run": ""} == whole | {"run": ""}
+    for name in found["examples"]["grids"].values():
+        assert (copies[1] / "evaluation" / name).read_bytes() == (
+            copies[0] / "evaluation" / name
+        ).read_bytes()
+    # Trained further, nothing of what the older weights drew is taken over.
+    monkeypatch.setattr(FromPipeline, "draw", until("shuffled_eeg"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(copies[1], None, settings)
+    other = _other_run(copies[1], tmp_path / "further")
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(other, None, settings)
+    assert drawn == ["eeg"]
+
+
+def test_pictures_drawn_in_half_precision_are_nearly_those_of_fp32(run, parts):
+    from ddscale.evaluation.drawing import FromPipeline
+
+    pipeline, recipe = load_run(run)
+    trials = list(Trials(pipeline.conditioner, parts / "store", "test", 4))
+    made_of = (pipeline, trials, [], recipe.stable_diffusion, GenerateSettings(**FAST), 0)
+    full, half = (
+        FromPipeline(*made_of, precision).draw("eeg", lambda done, of: None).astype(int)
+        for precision in (None, torch.bfloat16)
+    )
+    assert (full != half).any()
+    assert np.abs(full - half).mean() < 8
