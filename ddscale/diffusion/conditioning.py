@@ -108,13 +108,15 @@ class EEGConditioner(ModelMixin, ConfigMixin):
         normalisation: dict[str, Any] | None = None,
         preprocessing: dict[str, Any] | None = None,
         short_trials: str | None = None,
+        condition_dropout: float | None = None,
     ) -> None:
         """encoder_sizes: fields of EncoderConfig. length, width: of the condition, as the U-Net takes it.
 
         time_condition: also give a vector for the time embedding (the original does). clip_width: of the features
         to align with; None leaves the head out. normalise_states: see Projector. sfreq (Hz), normalisation,
         preprocessing (filters and reference of the ingest), short_trials (what is done with trials shorter than a
-        window): what windows have to be like; kept for whoever prepares them, not used here.
+        window): what windows have to be like; kept for whoever prepares them, not used here. condition_dropout: part
+        of the samples that trained without EEG, None where nobody knows; what guidance starts from learnt from those.
         """
         super().__init__()
         sizes = EncoderConfig.model_validate(encoder_sizes)

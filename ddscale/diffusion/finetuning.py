@@ -91,7 +91,7 @@ class Finetuning:
             codec, clip = self._open()
         self._features = self._precomputed(codec, clip, display)
 
-    def _open(self) -> tuple[LatentCodec, Clip]:
+    def _open(self) -> tuple[LatentCodec, Clip | None]:
         recipe, ranks = self.recipe, self.ranks
         self._levels = NoiseLevels.of(load_scheduler(recipe.stable_diffusion))
         self._loader = Loader(
@@ -107,10 +107,10 @@ class Finetuning:
         self._held_out = self._open_held_out()
         self._unreadable = UnreadableRecords()
         self.hours_per_sample = recipe.data.window_samples / self._loader.sfreq / 3600
-        codec, clip = LatentCodec.from_folder(recipe.stable_diffusion), Clip(recipe.clip_folder)
+        codec, clip = LatentCodec.from_folder(recipe.stable_diffusion), _clip_of(recipe)
         # Its numbers and not the codec: a step must not keep the VAE in memory.
         self._scale, self._shift = codec.scale, codec.shift
-        self._clip_width = None if recipe.objective.alignment == "none" else clip.width
+        self._clip_width = None if clip is None or recipe.objective.alignment == "none" else clip.width
         return codec, clip
 
     def make_model(self) -> EEGToLatent:
@@ -299,12 +299,13 @@ class Finetuning:
             None if self._clip_width is None else getattr(views, target).to(device),
         )
 
-    def _precomputed(self, codec: LatentCodec, clip: Clip, display: Display) -> Features:
+    def _precomputed(self, codec: LatentCodec, clip: Clip | None, display: Display) -> Features:
         """Latents and features of all pictures; what is missing is computed here, each rank a share of it."""
         recipe, ranks, pictures = self.recipe, self.ranks, self._loader.pictures
         assert pictures is not None, "check_stores has seen them"
         codec.vae.to(ranks.device)
-        clip.model.to(ranks.device)
+        if clip is not None:
+            clip.model.to(ranks.device)
         path: Path | None = None
         with ranks.agreeing():
             if ranks.is_main:
@@ -331,6 +332,7 @@ class Finetuning:
             "normalisation": self.recipe.data.normalisation.model_dump(mode="json"),
             "preprocessing": self._loader.preprocessing,
             "short_trials": self.recipe.data.short_trials,
+            "condition_dropout": self.recipe.objective.condition_dropout,
         }
 
     def _open_held_out(self) -> Loader | None:
@@ -346,3 +348,14 @@ class Finetuning:
             world_size=ranks.world_size,
             stores=self._loader.stores,
         )
+
+
+def _clip_of(recipe: FinetuneRecipe) -> Clip | None:
+    """CLIP, or None where nothing is aligned with it and there is none. Raises FileNotFoundError where it is needed."""
+    try:
+        return Clip(recipe.clip_folder)
+    except FileNotFoundError:
+        # One that is there is used all the same: what was precomputed with it is found again.
+        if recipe.objective.alignment != "none" or recipe.clip_model is not None:
+            raise
+        return None

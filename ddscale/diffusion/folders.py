@@ -15,6 +15,11 @@ def find_component(folder: str | Path, name: str) -> Path:
     for candidate in (root / name, root):
         if (candidate / "config.json").is_file():
             return candidate
+    if name == "clip":
+        raise FileNotFoundError(
+            f"no whole CLIP in {root}: neither clip/config.json nor config.json is there, and a Stable Diffusion comes "
+            "without one. Set clip_model to a local copy of openai/clip-vit-large-patch14, text and vision."
+        )
     raise FileNotFoundError(
         f"no {name} in {root}: neither {name}/config.json nor config.json is there. Give a folder as diffusers' "
         "save_pretrained writes it, such as a local copy of Stable Diffusion."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -121,6 +122,7 @@ class EEGToImagePipeline(DiffusionPipeline):
         guidance_scale: 1 is without guidance, which then costs half. height, width: pixels; by default the
         U-Net's own size. eta: DDIM's noise. generator: one for all or one for each of the G pictures.
         latents: starting noise (G, C, h, w). output_type: pil, np, pt or latent.
+        Warns when guidance starts from states that were never trained.
         Raises ValueError when what is given does not fit.
         """
         device = self._execution_device
@@ -132,6 +134,7 @@ class EEGToImagePipeline(DiffusionPipeline):
         batch, pictures = len(condition.hidden_states), len(condition.hidden_states) * num_images_per_eeg
         guided = guidance_scale > 1
         if guided and without is None:
+            self._warn_of_untrained_guidance(guidance_scale)
             without = self.conditioner.without_eeg(batch)
         conditions = [without, condition] if guided and without is not None else [condition]
         hidden = self._together([c.hidden_states for c in conditions], num_images_per_eeg)
@@ -167,6 +170,15 @@ class EEGToImagePipeline(DiffusionPipeline):
             )
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images)
+
+    def _warn_of_untrained_guidance(self, guidance_scale: float) -> None:
+        if self.conditioner.config.get("condition_dropout") == 0:
+            warnings.warn(
+                f"guidance_scale is {guidance_scale:g}, and this pipeline was trained with condition_dropout 0: what "
+                "guidance starts from, the states that stand for no EEG, was never trained. Set guidance_scale to 1, "
+                "or train with objective.condition_dropout above 0.",
+                stacklevel=3,
+            )
 
     def _together(self, tensors: list[Any], per_window: int) -> Tensor:
         repeated = [t.to(device=self._execution_device, dtype=self.unet.dtype) for t in tensors]

@@ -75,20 +75,22 @@ class Views(NamedTuple):
     """(B, C, h, w) float32, not scaled."""
     std: Tensor
     """(B, C, h, w) float32, not scaled."""
-    image: Tensor
+    image: Tensor | None
     """(B, D) float32, unit length."""
-    caption: Tensor
+    caption: Tensor | None
     """(B, D) float32, unit length."""
 
 
 class Features:
-    """Precomputed latents and features, read by picture and crop."""
+    """Precomputed latents and features, read by picture and crop; without CLIP its features are None."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         group = zarr.open_group(path, mode="r")
         self.facts: dict[str, Any] = dict(group.attrs)
-        self._arrays: dict[str, Any] = {name: group[name] for name in ("mean", "std", "image", "caption")}
+        self._arrays: dict[str, Any] = {
+            name: group[name] for name in ("mean", "std", "image", "caption") if name in group
+        }
         if sum(array.nbytes for array in self._arrays.values()) <= _IN_MEMORY:
             self._arrays = {name: array[:] for name, array in self._arrays.items()}
         self.crops = int(self._arrays["mean"].shape[1])
@@ -99,8 +101,13 @@ class Features:
     def views(self, rows_B: Tensor, crops_B: Tensor) -> Views:
         """Of the pictures `rows_B` the views `crops_B`, both int64 (B,)."""
         rows, crops = rows_B.numpy(), crops_B.numpy()
-        pairs = {name: self._take(name, (rows, crops)) for name in ("mean", "std", "image")}
-        return Views(caption=self._take("caption", (rows,)), **pairs)
+        with_clip = "image" in self._arrays
+        return Views(
+            mean=self._take("mean", (rows, crops)),
+            std=self._take("std", (rows, crops)),
+            image=self._take("image", (rows, crops)) if with_clip else None,
+            caption=self._take("caption", (rows,)) if with_clip else None,
+        )
 
     def _take(self, name: str, index: tuple[NDArray[np.int64], ...]) -> Tensor:
         array = self._arrays[name]
@@ -114,7 +121,7 @@ class Features:
 def precompute(
     pictures: Pictures,
     codec: LatentCodec,
-    clip: Clip,
+    clip: Clip | None,
     folder: str | Path,
     settings: PrecomputeSettings,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -130,14 +137,18 @@ def precompute(
 
 
 def prepare(
-    pictures: Pictures, codec: LatentCodec, clip: Clip, folder: str | Path, settings: PrecomputeSettings
+    pictures: Pictures,
+    codec: LatentCodec,
+    clip: Clip | None,
+    folder: str | Path,
+    settings: PrecomputeSettings,
 ) -> Path:
     """Make room for the features of the pictures, where there is none yet; one process does it, before `fill`."""
     facts = {
         "what": "latents and CLIP features of pictures, by ddscale",
         "settings": settings.model_dump(mode="json", exclude={"batch_size"}),
         "vae": fingerprint_of(codec.vae),
-        "clip": fingerprint_of(clip.model),
+        "clip": None if clip is None else fingerprint_of(clip.model),
         "pictures": hashlib.sha256("\n".join(pictures.names).encode()).hexdigest(),
     }
     path = Path(folder) / f"features-{_digest(facts)[:16]}.zarr"
@@ -149,7 +160,7 @@ def fill(
     path: Path,
     pictures: Pictures,
     codec: LatentCodec,
-    clip: Clip,
+    clip: Clip | None,
     settings: PrecomputeSettings,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     rank: int = 0,
@@ -196,7 +207,7 @@ def _make_arrays(
     path: Path,
     total: int,
     codec: LatentCodec,
-    clip: Clip,
+    clip: Clip | None,
     settings: PrecomputeSettings,
     facts: dict[str, Any],
 ) -> None:
@@ -205,9 +216,9 @@ def _make_arrays(
     shapes: dict[str, tuple[int, ...]] = {
         "mean": latent,
         "std": latent,
-        "image": (settings.crops, clip.width),
-        "caption": (clip.width,),
     }
+    if clip is not None:
+        shapes |= {"image": (settings.crops, clip.width), "caption": (clip.width,)}
     group = zarr.open_group(path, mode="a", zarr_format=3)
     group.attrs.update(facts)
     for name, shape in shapes.items():
@@ -237,7 +248,7 @@ def _write_rows(
     rows: range,
     pictures: Pictures,
     codec: LatentCodec,
-    clip: Clip,
+    clip: Clip | None,
     settings: PrecomputeSettings,
 ) -> None:
     views = torch.stack(
@@ -248,18 +259,20 @@ def _write_rows(
         ]
     )
     batches = (batch.to(codec.vae.device) for batch in views.split(settings.batch_size))
-    encoded = [(codec.encode(batch), clip.of_images(batch)) for batch in batches]
-    captions = clip.of_captions([pictures.captions[row] for row in rows])
+    encoded = [(codec.encode(batch), None if clip is None else clip.of_images(batch)) for batch in batches]
     results = {
         "mean": torch.cat([latents.mean for latents, _ in encoded]),
         "std": torch.cat([latents.std for latents, _ in encoded]),
-        "image": torch.cat([features for _, features in encoded]),
     }
+    if clip is not None:
+        results["image"] = torch.cat([features for _, features in encoded if features is not None])
     for name, values in results.items():
         group[name][rows.start : rows.stop] = (
             values.cpu().numpy().reshape(len(rows), settings.crops, *values.shape[1:])
         )
-    group["caption"][rows.start : rows.stop] = captions.cpu().numpy()
+    if clip is not None:
+        captions = clip.of_captions([pictures.captions[row] for row in rows])
+        group["caption"][rows.start : rows.stop] = captions.cpu().numpy()
 
 
 def _digest(facts: dict[str, Any]) -> str:

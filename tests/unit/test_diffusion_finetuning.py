@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -110,3 +111,20 @@ def test_a_step_runs_neither_the_vae_nor_clip(parts, monkeypatch):
     assert terms.by_name[:, 1].tolist() == [4.0, 4.0]
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_clip_is_asked_for_by_name_and_only_where_something_is_aligned_with_it(parts, tmp_path):
+    bare = shutil.copytree(parts / "sd", tmp_path / "sd")
+    shutil.rmtree(bare / "clip")
+    changes = {"stable_diffusion": str(bare), "features": str(tmp_path / "features")}
+    with pytest.raises(Exception, match=r"no whole CLIP in .*Set clip_model to a local copy"):
+        Finetuning(recipe(parts, **changes), ALONE, Display())
+    task = Finetuning(recipe(parts, **changes, objective={"alignment": "none"}), ALONE, Display())
+    try:
+        (batch, *_) = next(task.steps())
+        assert task._on_device(batch, 0).features_BD is None
+        conditioner = task.make_model().conditioner
+        assert conditioner.alignment is None
+        assert conditioner.config.condition_dropout == 0.1  # for whoever guides later
+    finally:
+        task.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -118,3 +119,19 @@ def test_a_grid_takes_pictures_of_any_size():
     assert grid.size == (16, 16)
     assert grid.getpixel((15, 3)) == (0, 0, 255)
     assert grid.getpixel((15, 13)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "scale", "warned"), [(0.0, 3.0, 1), (0.0, 1.0, 0), (0.1, 3.0, 0), (None, 3.0, 0)]
+)
+def test_guidance_that_was_never_trained_is_warned_of(pipeline, dropout, scale, warned):
+    conditioner = EEGConditioner(
+        encoder_sizes=SIZES, length=8, width=64, clip_width=None, condition_dropout=dropout
+    )
+    other = EEGToImagePipeline(pipeline.vae, pipeline.unet, pipeline.scheduler, conditioner.eval())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        other(_windows()[0].x_TC[None], num_inference_steps=1, guidance_scale=scale)
+    about = [str(warning.message) for warning in told if "condition_dropout 0" in str(warning.message)]
+    assert len(about) == warned
+    assert all("Set guidance_scale to 1" in line for line in about)
