@@ -1,4 +1,4 @@
-"""What an encoder's pretraining has seen of the people it is probed on.
+"""What an encoder's pretraining has seen of the people it is judged on.
 
 Pretraining uses no labels, but an encoder that knows a person's EEG is not what a new person would get: a result on
 such people says so.
@@ -7,14 +7,45 @@ such people says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ddscale.evaluation.labelled import LabelledTrials
-from ddscale.models.encoder_folder import ModelDescription
+from ddscale.models.encoder_folder import ModelDescription, describe
 from ddscale.store import Store, open_store
 from ddscale.store.identity import SPLITS
+
+
+class Judged(Protocol):
+    """Trials that an encoder is judged on."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def subjects(self) -> list[str]:
+        """dataset/subject."""
+
+    def recordings_of(self, subject: int) -> list[str]: ...
+
+
+class StoredTrials:
+    """Some records of a store, by key."""
+
+    def __init__(self, store: Store, keys: set[str]) -> None:
+        self.store = store
+        rows = store.table(["key", "dataset", "subject", "recording"]).to_pylist()
+        self._recordings: dict[str, set[str]] = {}
+        for row in rows:
+            if str(row["key"]) in keys:
+                who = f"{row['dataset']}/{row['subject']}"
+                self._recordings.setdefault(who, set()).add(row["recording"])
+        self.subjects = sorted(self._recordings)
+
+    def recordings_of(self, subject: int) -> list[str]:
+        """Names of a subject's recordings, by its place in `subjects`."""
+        return sorted(self._recordings[self.subjects[subject]])
 
 
 @dataclass(frozen=True)
@@ -23,13 +54,13 @@ class Exposure:
 
     state: Literal["seen", "unseen", "unknown"]
     subjects: list[int]
-    """Of the probed ones (places in LabelledTrials.subjects), those whose EEG pretraining had."""
+    """Of the judged ones (places in Judged.subjects), those whose EEG pretraining had."""
     note: str
     """A sentence."""
 
 
-def exposure(description: ModelDescription, trials: LabelledTrials) -> Exposure:
-    """Which probed subjects an encoder was pretrained on, from what its folder says and the stores it names.
+def exposure(description: ModelDescription, trials: Judged) -> Exposure:
+    """Which judged subjects an encoder was pretrained on, from what its folder says and the stores it names.
 
     People are recognised by dataset and subject, or by a recording of the same name in any dataset: a wrong alarm is
     better than none.
@@ -61,8 +92,16 @@ def exposure(description: ModelDescription, trials: LabelledTrials) -> Exposure:
     return Exposure("unseen", [], "pretrained on none of these subjects")
 
 
-def _recognised(store: Store, data: dict[str, Any], trials: LabelledTrials) -> set[int]:
-    """Probed subjects among those whose records of `store` were trained on."""
+def exposure_of_folder(encoder: str | Path, trials: Judged) -> Exposure:
+    """As `exposure`, of an encoder's folder, which may be gone since."""
+    try:
+        return exposure(describe(encoder), trials)
+    except (OSError, ValueError) as error:
+        return Exposure("unknown", [], f"its folder cannot be read ({error})")
+
+
+def _recognised(store: Store, data: dict[str, Any], trials: Judged) -> set[int]:
+    """Judged subjects among those whose records of `store` were trained on."""
     trained = store.split == SPLITS.index("train")
     trained &= store.samples >= int(data.get("window_samples") or 1)
     if blocklist := [

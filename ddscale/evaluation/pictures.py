@@ -29,6 +29,7 @@ from ddscale.diffusion.pipeline import EEGToImagePipeline
 from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.conditions import CONTROLS, MEANING, Control, Given
 from ddscale.evaluation.drawing import FromPipeline, FromRuntime, Pixels, RuntimeSettings, half_precision_of
+from ddscale.evaluation.exposure import Exposure, StoredTrials, exposure_of_folder
 from ddscale.evaluation.keeping import RESULTS, Done, Keeping, protocol_of
 from ddscale.evaluation.leads import leads
 from ddscale.evaluation.leaks import check_leaks
@@ -111,6 +112,15 @@ def evaluate_run(
     store_read = open_store(path)
     keeping = Keeping(target, protocol_of(folder, store_read, settings.model_dump(mode="json"), exported))
     warnings = check_leaks(store_read, settings.split, [open_store(other) for other in recipe.data.stores])
+    pretraining = _exposure(subject, store_read)
+    if pretraining is not None and pretraining.state != "unseen":
+        warnings.append(f"encoder {recipe.encoder}: {pretraining.note}.")
+    if len(recipe.data.stores) > 1:
+        others = [str(other) for other in recipe.data.stores if str(other) != str(path)]
+        warnings.append(
+            f"the run was trained on {len(recipe.data.stores)} stores and is judged on {path} alone; for "
+            f"{', '.join(others)} evaluate it again with --eeg."
+        )
     precision = half_precision_of(pipeline.device) if settings.half_precision else None
     painter: FromPipeline | FromRuntime
     if exported is None:
@@ -168,6 +178,9 @@ def evaluate_run(
         "half_precision": None if precision is None or exported else str(precision).removeprefix("torch."),
         "simulated": _simulated(store_read),
         "warnings": warnings,
+        "pretraining": None
+        if pretraining is None
+        else {"state": pretraining.state, "note": pretraining.note},
         "settings": settings.model_dump(mode="json"),
         "class_judge": judged_real,
         "retrieval": _retrieval(subject)
@@ -237,6 +250,14 @@ def _subject(
     size = pipeline.unet.config.sample_size * pipeline.codec.downsampling
     reference = np.stack([_pixels(held_out.pictures, row, size) for row in rows.tolist()])
     return _Subject(recipe, pipeline, trials, held_out.pictures, reference, shown.astype(np.int64), rows)
+
+
+def _exposure(subject: _Subject, store: Store) -> Exposure | None:
+    """Whom of the people judged the encoder's pretraining had; None: it was not pretrained."""
+    if subject.recipe.from_scratch:
+        return None
+    keys = {str(trial.window.facts["record"]) for trial in subject.trials}
+    return exposure_of_folder(subject.recipe.encoder, StoredTrials(store, keys))
 
 
 def _training(subject: _Subject, settings: PictureEvaluation) -> Iterator[Trial]:

@@ -437,3 +437,46 @@ def test_pictures_drawn_in_half_precision_are_nearly_those_of_fp32(run, parts):
     )
     assert (full != half).any()
     assert np.abs(full - half).mean() < 8
+
+
+def _copy_with(run: Path, folder: Path, **changes) -> Path:
+    shutil.copytree(run, folder)
+    recipe = recipes.load(folder / "recipe.yaml", FinetuneRecipe)
+    recipes.save(recipe.model_copy(update=changes), folder / "recipe.yaml")
+    return folder
+
+
+def test_people_whom_the_encoder_was_pretrained_on_are_reported(run, parts, tmp_path):
+    from ddscale.store import open_store
+
+    settings = PictureEvaluation(trials=4, controls=[], generation=GenerateSettings(**FAST))
+    store = open_store(parts / "store")
+    encoder = tmp_path / "encoder"
+    shutil.copytree(parts / "encoder", encoder)
+    (description,) = encoder.glob("*.json")
+    tree = json.loads(description.read_text())
+    tree["metadata"]["stores"] = [{"path": str(parts / "store"), "fingerprint": store.fingerprint}]
+    description.write_text(json.dumps(tree))
+    copy = _copy_with(run, tmp_path / "seen", encoder=str(encoder))
+    found = evaluate_run(copy, None, settings)
+    assert found["pretraining"]["state"] == "seen"
+    assert any("pretrained on these subjects too, without labels (" in w for w in found["warnings"])
+    # What cannot be found out is said, and is no error; weights drawn afresh have seen nobody.
+    copy = _copy_with(run, tmp_path / "gone", encoder=str(tmp_path / "nowhere"))
+    found = evaluate_run(copy, None, settings)
+    assert found["pretraining"]["state"] == "unknown"
+    assert any("its folder cannot be read" in warning for warning in found["warnings"])
+    copy = _copy_with(run, tmp_path / "scratch", from_scratch=True)
+    assert evaluate_run(copy, None, settings)["pretraining"] is None
+
+
+def test_a_run_of_several_stores_says_which_one_it_is_judged_on(run, parts, tmp_path):
+    second = tmp_path / "second"
+    shutil.copytree(parts / "store", second)
+    recipe = recipes.load(run / "recipe.yaml", FinetuneRecipe)
+    data = recipe.data.model_copy(update={"stores": [str(parts / "store"), str(second)]})
+    copy = _copy_with(run, tmp_path / "run", data=data)
+    settings = PictureEvaluation(trials=4, controls=[], generation=GenerateSettings(**FAST))
+    (said,) = [w for w in evaluate_run(copy, None, settings)["warnings"] if "2 stores" in w]
+    assert f"judged on {parts / 'store'} alone" in said
+    assert f"for {second} evaluate it again with --eeg" in said
