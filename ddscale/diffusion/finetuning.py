@@ -110,6 +110,7 @@ class Finetuning:
         codec, clip = LatentCodec.from_folder(recipe.stable_diffusion), _clip_of(recipe)
         # Its numbers and not the codec: a step must not keep the VAE in memory.
         self._scale, self._shift = codec.scale, codec.shift
+        self._latent_side = recipe.views.image_size // codec.downsampling
         self._clip_width = None if clip is None or recipe.objective.alignment == "none" else clip.width
         return codec, clip
 
@@ -226,6 +227,8 @@ class Finetuning:
             model = self.make_model()
         overlay(model, dict(weights))
         merge_lora(model.unet)
+        # Whoever draws goes by the U-Net's own size, which is Stable Diffusion's and not that of these pictures.
+        model.unet.register_to_config(sample_size=self._latent_side)
         pipeline = EEGToImagePipeline.from_stable_diffusion(
             self.recipe.stable_diffusion, model.conditioner, model.unet
         )

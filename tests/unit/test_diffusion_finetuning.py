@@ -14,7 +14,9 @@ from finetuning import tiny_recipe, write_parts
 
 from ddscale.diffusion.finetuning import Finetuning
 from ddscale.diffusion.model import build, check_windows
+from ddscale.diffusion.pipeline import EEGToImagePipeline
 from ddscale.diffusion.settings import FinetuneRecipe
+from ddscale.diffusion.unet import load_unet
 from ddscale.models import load_encoder
 from ddscale.training.ranks import Ranks
 from ddscale.training.runs import Display
@@ -128,3 +130,17 @@ def test_clip_is_asked_for_by_name_and_only_where_something_is_aligned_with_it(p
         assert conditioner.config.condition_dropout == 0.1  # for whoever guides later
     finally:
         task.close()
+
+
+def test_pictures_are_drawn_at_the_size_that_was_trained(parts, tmp_path):
+    changes = {"views": {"image_size": 16, "crops": 1}, "features": str(tmp_path / "features"), "ema": None}
+    task = Finetuning(recipe(parts, **changes), ALONE, Display())
+    try:
+        task.export(task.make_model().state_dict(), tmp_path, {})
+    finally:
+        task.close()
+    pipeline = EEGToImagePipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(torch.randn(1, 64, 8), num_inference_steps=1).images[0].size == (16, 16)
+    # Stable Diffusion's folder stays as it is.
+    assert load_unet(parts / "sd").config.sample_size * pipeline.codec.downsampling == 32
