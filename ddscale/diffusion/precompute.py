@@ -28,6 +28,7 @@ from ddscale.diffusion.pictures import as_tensor, crops_of, decode
 from ddscale.recipes import Settings
 
 _ROWS_PER_SHARD = 64
+_OF_PICTURES = ("mean", "std", "image", "caption")
 # On each rank; beyond it a picture costs some milliseconds of reading in the step.
 _IN_MEMORY = 2**32
 
@@ -87,10 +88,9 @@ class Features:
     def __init__(self, path: Path) -> None:
         self.path = path
         group = zarr.open_group(path, mode="r")
+        _check_complete(path, group)
         self.facts: dict[str, Any] = dict(group.attrs)
-        self._arrays: dict[str, Any] = {
-            name: group[name] for name in ("mean", "std", "image", "caption") if name in group
-        }
+        self._arrays: dict[str, Any] = {name: group[name] for name in _OF_PICTURES if name in group}
         if sum(array.nbytes for array in self._arrays.values()) <= _IN_MEMORY:
             self._arrays = {name: array[:] for name, array in self._arrays.items()}
         self.crops = int(self._arrays["mean"].shape[1])
@@ -116,6 +116,24 @@ class Features:
         else:
             taken = np.stack([array[one] for one in zip(*(axis.tolist() for axis in index), strict=True)])
         return torch.from_numpy(taken.astype(np.float32))
+
+
+def _check_complete(path: Path, group: Any) -> None:
+    """Raise ValueError where rows or shards are missing: Zarr would read them as zeros, and say nothing."""
+    done_n: NDArray[np.bool_] = np.any(group["identity"][:], axis=1)
+    lacks = [] if done_n.all() else [f"{(~done_n).sum()} of {len(done_n)} pictures"]
+    shards = -(-len(done_n) // _ROWS_PER_SHARD)
+    for name in _OF_PICTURES:
+        there = len(
+            {file.relative_to(path).parts[2] for file in path.glob(f"{name}/c/*/**/*") if file.is_file()}
+        )
+        # Zarr writes no shard of zeros only: such are all the spreads of a VAE that gives none.
+        if name in group and there < shards and (name, there) != ("std", 0):
+            lacks.append(f"{name}: {shards - there} of {shards} shards")
+    if lacks:
+        raise ValueError(
+            f"{path} is not complete, it lacks {'; '.join(lacks)}. Remove it and run again: it is computed anew."
+        )
 
 
 def precompute(

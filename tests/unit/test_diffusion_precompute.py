@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ddscale.diffusion import precompute as module
 from ddscale.diffusion.clip import Clip
 from ddscale.diffusion.codec import LatentCodec
 from ddscale.diffusion.pictures import as_tensor, crops_of, decode
-from ddscale.diffusion.precompute import Features, PrecomputeSettings, precompute
+from ddscale.diffusion.precompute import Features, PrecomputeSettings, precompute, prepare
 from ddscale.diffusion.toy import ToySettings, build_toy, save_toy
 
 SETTINGS = PrecomputeSettings(image_size=32, crops=3, batch_size=5)
@@ -188,6 +189,23 @@ def test_a_picture_that_cannot_be_decoded_is_named(models, tmp_path):
     pictures.files[6] = b"not a picture"
     with pytest.raises(ValueError, match="picture-6"):
         precompute(pictures, *models, tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("array", ["mean", "std", "image", "caption"])
+def test_a_lost_shard_is_refused_and_not_read_as_zeros(models, tmp_path, array):
+    path = precompute(Folder(70), *models, tmp_path, SETTINGS).path
+    assert len(Features(path)) == 70
+    shutil.rmtree(path / array / "c" / "1")
+    with pytest.raises(
+        ValueError, match=rf"is not complete, it lacks {array}: 1 of 2 shards.*Remove it and run"
+    ):
+        Features(path)
+
+
+def test_features_that_are_not_finished_are_refused(models, tmp_path):
+    path = prepare(Folder(), *models, tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="it lacks 10 of 10 pictures"):
+        Features(path)
 
 
 def test_clip_folders_are_checked(toy_folder, tmp_path):
