@@ -319,6 +319,7 @@ class Finetuning:
             told = [time.monotonic()]
 
             def tell(done: int, of: int) -> None:
+                display.doing(f"latents and CLIP features after {done:,} of {of:,} pictures")
                 if ranks.is_main and time.monotonic() - told[0] > _TELL_EVERY_S:
                     told[0] = time.monotonic()
                     display.say(f"latents and CLIP features: {done:,} of this rank's {of:,} pictures")

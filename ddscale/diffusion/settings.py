@@ -9,6 +9,7 @@ from pydantic import Field
 from ddscale.diffusion.objective import ObjectiveSettings
 from ddscale.diffusion.precompute import PrecomputeSettings
 from ddscale.diffusion.unet import UNetTraining
+from ddscale.store.layout import is_url
 from ddscale.stream.settings import StreamSettings
 from ddscale.training.settings import Optimiser, TrainingSettings
 
@@ -67,7 +68,8 @@ class FinetuneRecipe(TrainingSettings):
     """Crops of the pictures, encoded once before training."""
 
     features: str | None = None
-    """Folder where latents and CLIP features are kept for other runs; null: beside the first store."""
+    """Folder on this machine or shared by all, where latents and CLIP features are kept for other runs; null: beside
+    the first store, unless that is at a URL."""
 
     @property
     def features_folder(self) -> str:
@@ -84,6 +86,11 @@ class FinetuneRecipe(TrainingSettings):
         if self.data.cut != "trials":
             found.append(
                 f"data.cut is {self.data.cut!r}: windows have to begin when a picture is shown; set it to `trials`."
+            )
+        if is_url(self.features_folder):
+            found.append(
+                f"latents and CLIP features would be kept at {self.features_folder}, and they have to be in a folder: "
+                "set features to one that all ranks share."
             )
         if self.objective.schedule == "sequential":
             if self.objective.alignment == "none":

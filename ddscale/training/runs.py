@@ -34,6 +34,8 @@ class Display:
     """One line that should stay."""
     on_row: Callable[[dict[str, Any]], None] = field(default=lambda row: None)
     """A step's metrics."""
+    doing: Callable[[str], None] = field(default=lambda what: None)
+    """That a task got on with what it does before the first step; `run` passes it to the watchdog."""
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
             if ranks.is_main:
                 cleanup.enter_context(only_run_in(folder))
         watchdog = cleanup.enter_context(Watchdog(folder / "stalled", ranks.rank, settings.stall_minutes))
+        display.doing = watchdog.doing
         watchdog.doing("opening the stores")
         with ranks.agreeing():
             task = make_task()

@@ -19,7 +19,8 @@ from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.diffusion.unet import load_unet
 from ddscale.models import load_encoder
 from ddscale.training.ranks import Ranks
-from ddscale.training.runs import Display
+from ddscale.training.runs import Display, run
+from ddscale.training.watchdog import Watchdog
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
@@ -144,3 +145,28 @@ def test_pictures_are_drawn_at_the_size_that_was_trained(parts, tmp_path):
     assert pipeline(torch.randn(1, 64, 8), num_inference_steps=1).images[0].size == (16, 16)
     # Stable Diffusion's folder stays as it is.
     assert load_unet(parts / "sd").config.sample_size * pipeline.codec.downsampling == 32
+
+
+def test_the_watchdog_hears_of_every_shard_that_is_precomputed(parts, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Watchdog, "doing", lambda self, what: heard.append(what))
+    ours = FinetuneRecipe.model_validate(
+        tiny_recipe(parts, tmp_path / "run", features=str(tmp_path / "features"))
+    )
+    display = Display()
+
+    def task():
+        Finetuning(ours, ALONE, display).close()
+        raise ValueError("far enough")
+
+    with pytest.raises(Exception, match="far enough"):
+        run(ours, task, ALONE, display)
+    # 72 pictures, 64 in a shard.
+    assert heard[-2:] == [f"latents and CLIP features after {done} of 72 pictures" for done in (64, 72)]
+
+
+def test_features_are_not_kept_at_a_url(parts):
+    data = {**tiny_recipe(parts, parts / "run")["data"], "stores": ["s3://bucket/store"]}
+    with pytest.raises(ValueError, match=r"kept at s3://bucket/store\.features, .*set features to one"):
+        recipe(parts, data=data)
+    assert recipe(parts, data=data, features="kept").features_folder == "kept"
