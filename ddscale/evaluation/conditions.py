@@ -9,8 +9,10 @@ import copy
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
 
 from ddscale.diffusion.clip import caption_states
 from ddscale.diffusion.conditioning import Condition, EEGConditioner
@@ -24,7 +26,7 @@ Given = Literal["eeg"] | Control
 CONTROLS: tuple[Control, ...] = get_args(Control)
 MEANING: dict[Given, str] = {
     "eeg": "the trial's own EEG",
-    "shuffled_eeg": "the EEG of another trial of the same split",
+    "shuffled_eeg": "the EEG of a trial of another picture of the same split",
     "random_encoder": "the trial's EEG through an encoder and projector of random weights",
     "no_eeg": "the mean of what the EEG of training trials is turned into, the same for every trial",
     "label_only": "no EEG: the shown picture's caption, given to Stable Diffusion as it was before fine-tuning",
@@ -71,10 +73,15 @@ def condition_of(
         return _of_captions(trials, stable_diffusion, pipeline)
     x_BTC = torch.stack([trial.window.x_TC for trial in trials])
     if given == "shuffled_eeg":
-        x_BTC = x_BTC[torch.from_numpy(shuffled_pairs(len(trials), seed))]
+        x_BTC = x_BTC[torch.from_numpy(shuffled_trials(trials, seed))]
     if given == "random_encoder":
         conditioner = _random(conditioner, seed)
     return Conditions(_of_eeg(conditioner, x_BTC))
+
+
+def shuffled_trials(trials: Sequence[Trial], seed: int) -> NDArray[np.int64]:
+    """Which trial's EEG each trial is given: never one of the same picture. Raises ValueError when there is none."""
+    return shuffled_pairs(len(trials), seed, np.array([trial.image for trial in trials]))
 
 
 def _of_eeg(conditioner: EEGConditioner, x_BTC: torch.Tensor) -> Condition:

@@ -22,9 +22,8 @@ from ddscale.diffusion.conditioning import Condition
 from ddscale.diffusion.finetuning import PIPELINE
 from ddscale.diffusion.generate import GenerateSettings, draw, seed_of
 from ddscale.diffusion.pipeline import EEGToImagePipeline, scheduler_named
-from ddscale.evaluation.conditions import Conditions, Given, condition_of
+from ddscale.evaluation.conditions import Conditions, Given, condition_of, shuffled_trials
 from ddscale.evaluation.trials import Trial
-from ddscale.metrics.controls import shuffled_pairs
 from ddscale.recipes import Settings
 
 Pixels = NDArray[np.uint8]
@@ -134,14 +133,16 @@ class FromRuntime:
         self._model.table(settings.scheduler, settings.steps)
         self._microvolts_nCT = microvolts_of(trials)
         self._folder, self._settings, self._runtime = folder, settings, runtime
-        self._precision, self._shuffled = manifest.precision, shuffled_pairs(len(trials), seed)
+        self._precision, self._trials, self._seed = manifest.precision, trials, seed
         self._seconds, self._drawn = 0.0, 0
 
     def draw(self, given: Given, on_progress: Progress) -> Pixels:
         """(G, 3, H, W). Raises ValueError for a condition that is made of more than EEG."""
         if given not in ("eeg", "shuffled_eeg"):
             raise ValueError("an export takes EEG and nothing else: evaluate the run itself for it.")
-        eeg = self._microvolts_nCT if given == "eeg" else self._microvolts_nCT[self._shuffled]
+        eeg = self._microvolts_nCT
+        if given == "shuffled_eeg":
+            eeg = eeg[shuffled_trials(self._trials, self._seed)]
         settings, images = self._settings, []
         began = time.perf_counter()
         for part in _parts(len(eeg), settings.batch_size):

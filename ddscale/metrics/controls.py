@@ -110,21 +110,42 @@ def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple
     return (0.0 if successes == 0 else float(low)), (1.0 if successes == trials else float(high))
 
 
-def shuffled_pairs(n: int, seed: int = 0) -> NDArray[np.int64]:
+def shuffled_pairs(n: int, seed: int = 0, groups: NDArray[np.generic] | None = None) -> NDArray[np.int64]:
     """A random pairing of n pictures in which none keeps its own: for the shuffled-pairs control; (n,).
 
     Scores of generated pictures against these pictures instead of their own are what a generator gets that
-    knows the data set and nothing of the trial. Every such pairing is equally likely.
+    knows the data set and nothing of the trial. Without groups every such pairing is equally likely.
+    groups (n,): what must differ between the two of a pair, as the pictures that trials saw.
+    Raises ValueError when there is no such pairing.
     """
     if n < 2:
         raise ValueError(f"shuffling pairs needs at least two pictures, got {n}.")
     rng = np.random.default_rng(seed)
+    if groups is not None:
+        return _between_groups(groups, rng)
     own = np.arange(n)
     # One permutation in e leaves none at its place; rejection draws among those uniformly.
     while True:
         order = rng.permutation(n)
         if not (order == own).any():
             return order
+
+
+def _between_groups(groups: NDArray[np.generic], rng: np.random.Generator) -> NDArray[np.int64]:
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    largest = int(sizes.max())
+    if 2 * largest > len(members):
+        raise ValueError(
+            f"{largest} of {len(members)} trials show one picture: they cannot all be given a trial of another. "
+            "Evaluate more trials."
+        )
+    # Groups in random order, their members beside each other in random order; a step as long as the largest group
+    # leaves every group.
+    mixed = rng.permutation(len(members))
+    in_a_row = mixed[np.argsort(rng.permutation(len(sizes))[members[mixed]], kind="stable")]
+    order = np.empty(len(members), np.int64)
+    order[in_a_row] = np.roll(in_a_row, -largest)
+    return order
 
 
 def _sums_by(members: NDArray[np.int64], values: Floats) -> Floats:

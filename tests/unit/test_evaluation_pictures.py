@@ -118,6 +118,10 @@ def test_the_results_hold_every_control_and_count_what_they_rest_on(evaluated):
     assert evaluated["class_judge"]["on_real_held_out_pictures"]["value"] == 1.0
     assert evaluated["retrieval"]["gallery"] == 12
     assert evaluated["retrieval"]["top_1"]["chance"] == pytest.approx(1 / 12)
+    averaged = evaluated["retrieval"]["averaged"]
+    assert (evaluated["retrieval"]["queries"], averaged["queries"]) == (24, 12)
+    assert averaged["trials_per_picture"] == 2
+    assert averaged["top_1"]["groups"] == 12
 
 
 def test_results_and_grids_are_on_disk(evaluated, run):
@@ -480,3 +484,31 @@ def test_a_run_of_several_stores_says_which_one_it_is_judged_on(run, parts, tmp_
     (said,) = [w for w in evaluate_run(copy, None, settings)["warnings"] if "2 stores" in w]
     assert f"judged on {parts / 'store'} alone" in said
     assert f"for {second} evaluate it again with --eeg" in said
+
+
+def test_the_gallery_is_the_splits_however_few_trials_are_evaluated(run, parts):
+    from ddscale.evaluation.retrieving import gallery_rows, retrieval
+
+    pipeline, recipe = load_run(run)
+    held_out = Trials(pipeline.conditioner, parts / "store", "test", None)
+    trials = list(held_out)
+
+    def found(trials, largest):
+        return retrieval(recipe, pipeline, trials, held_out.pictures, 32, largest, 0)
+
+    assert found(trials[:3], 2000)["gallery"] == found(trials, 2000)["gallery"] == 12
+    rows = gallery_rows(held_out.pictures, "test", 5, 0)
+    some = found(trials, 5)
+    assert (some["gallery"], some["of_split"], some["queries"]) == (5, 12, 10)
+    outside = [trial for trial in trials if trial.image not in rows]
+    assert "allow a larger `gallery`" in found(outside, 5)["skipped"]
+
+
+def test_shuffled_eeg_is_never_that_of_another_trial_of_the_same_picture(run, parts):
+    from ddscale.evaluation.conditions import shuffled_trials
+
+    pipeline, _ = load_run(run)
+    trials = list(Trials(pipeline.conditioner, parts / "store", "test", None))
+    pictures = np.array([trial.image for trial in trials])  # two people saw each
+    for seed in range(10):
+        assert (pictures[shuffled_trials(trials, seed)] != pictures).all()

@@ -128,3 +128,19 @@ def test_shuffled_pairs_keep_none_and_use_all():
     np.testing.assert_array_equal(shuffled_pairs(50, 1), shuffled_pairs(50, 1))
     with pytest.raises(ValueError, match="two pictures"):
         shuffled_pairs(1)
+
+
+def test_no_pair_is_of_one_group():
+    rng = np.random.default_rng(0)
+    for seed, groups in enumerate([rng.integers(0, 5, 40), np.repeat([3, 8], 6), np.arange(9), [1, 1, 2, 3]]):
+        groups = np.array(groups)
+        pairs = shuffled_pairs(len(groups), seed, groups)
+        assert sorted(pairs) == list(range(len(groups)))
+        assert (groups[pairs] != groups).all()
+        np.testing.assert_array_equal(pairs, shuffled_pairs(len(groups), seed, groups))
+    groups = np.repeat(np.arange(20), 2)
+    assert (shuffled_pairs(40, 1, groups) != shuffled_pairs(40, 2, groups)).any()
+    # Plain shuffling pairs trials of one picture with each other.
+    assert any((groups[shuffled_pairs(40, seed)] == groups).any() for seed in range(10))
+    with pytest.raises(ValueError, match="3 of 5 trials show one picture"):
+        shuffled_pairs(5, 0, np.array([1, 1, 1, 2, 3]))
