@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,6 @@ from PIL import Image
 from pydantic import Field
 
 from ddscale import recipes
-from ddscale.diffusion.clip import Clip
 from ddscale.diffusion.finetuning import PIPELINE
 from ddscale.diffusion.generate import GenerateSettings, grid_of
 from ddscale.diffusion.pictures import as_tensor, decode
@@ -34,11 +33,11 @@ from ddscale.evaluation.keeping import RESULTS, Done, Keeping, protocol_of
 from ddscale.evaluation.leads import leads
 from ddscale.evaluation.leaks import check_leaks
 from ddscale.evaluation.results import number
+from ddscale.evaluation.retrieving import retrieval
 from ddscale.evaluation.trials import Trial, Trials
 from ddscale.metrics.class_judge import LARGEST, Accuracy, ClassJudge
 from ddscale.metrics.controls import estimate
 from ddscale.metrics.results import Evaluation
-from ddscale.metrics.retrieval import retrieve
 from ddscale.metrics.suite import ImageMetrics
 from ddscale.metrics.suite import evaluate as judge_pictures
 from ddscale.recipes import Settings
@@ -66,6 +65,8 @@ class PictureEvaluation(Settings):
     """On a GPU, draw in bf16, or in fp16 where the GPU has no bf16; on the CPU always in fp32."""
     runtime: RuntimeSettings = RuntimeSettings()
     """How an export is run, when one is evaluated."""
+    gallery: int = Field(default=2000, ge=2)
+    """Pictures of the split to find the shown one among, by CLIP features of the EEG; of more, so many by chance."""
     metrics: ImageMetrics = ImageMetrics()
     """How they are judged."""
     seed: int = 0
@@ -183,7 +184,15 @@ def evaluate_run(
         else {"state": pretraining.state, "note": pretraining.note},
         "settings": settings.model_dump(mode="json"),
         "class_judge": judged_real,
-        "retrieval": _retrieval(subject)
+        "retrieval": retrieval(
+            recipe,
+            pipeline,
+            subject.trials,
+            subject.pictures,
+            subject.reference.shape[-1],
+            settings.gallery,
+            settings.seed,
+        )
         if exported is None
         else {"skipped": "an export has no alignment head: evaluate the run itself."},
         "conditions": {condition: done.result for condition, done in found.items()},
@@ -329,35 +338,6 @@ def _class_accuracy(subject: _Subject, right: NDArray[np.bool_]) -> dict[str, An
     return {
         "class_accuracy": of(everyone),
         "class_accuracy_by_subject": {str(person): of(people == person) for person in np.unique(people)},
-    }
-
-
-def _retrieval(subject: _Subject) -> dict[str, Any]:
-    """EEG to image: is the shown picture among those whose CLIP features are nearest to the EEG's?"""
-    conditioner = subject.pipeline.conditioner
-    if conditioner.alignment is None:
-        return {"skipped": "the run was trained without alignment."}
-    if subject.recipe.objective.alignment_target != "image":
-        return {"skipped": "the EEG was aligned with captions, which pictures share."}
-    clip = Clip(subject.recipe.clip_folder)
-    clip.model.to(subject.pipeline.device)
-    with torch.no_grad():
-        x_BTC = torch.stack([trial.window.x_TC for trial in subject.trials])
-        parts = [conditioner(part.to(conditioner.device)).clip for part in x_BTC.split(64)]
-        queries = torch.cat([part for part in parts if part is not None]).float().cpu().numpy()
-        shown = torch.from_numpy(subject.reference).float() / 127.5 - 1
-        gallery = torch.cat(
-            [clip.of_images(part.to(subject.pipeline.device)).cpu() for part in shown.split(64)]
-        ).numpy()
-    found = retrieve(queries, gallery, subject.shown)
-    return {
-        "gallery": found.gallery,
-        "median_rank": found.median_rank,
-        **{
-            f"top_{k}": {"chance": found.chance(k), **asdict(found.accuracy(k, subject.shown))}
-            for k in (1, 5)
-            if k <= found.gallery
-        },
     }
 
 

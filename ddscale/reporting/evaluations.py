@@ -205,14 +205,14 @@ def picture_tables(found: Mapping[str, Any]) -> None:
             f"class judged by a {judge['what']}; right for real held-out pictures: {known}", markup=False
         )
     retrieval = found["retrieval"]
-    for k in ("top_1", "top_5"):
-        if k in retrieval:
-            of = retrieval[k]
-            screen.print(
-                f"EEG to image, {k.replace('_', '-')} of {retrieval['gallery']}: {with_interval(of)}, "
-                f"chance {_figure(of['chance'])}",
-                markup=False,
-            )
+    for how, of in (("single trials", retrieval), ("averaged by picture", retrieval.get("averaged", {}))):
+        for k in ("top_1", "top_5"):
+            if k in of:
+                screen.print(
+                    f"EEG to image, {how}, {k.replace('_', '-')} of {retrieval['gallery']}: "
+                    f"{with_interval(of[k])}, chance {_figure(of[k]['chance'])}",
+                    markup=False,
+                )
     for name, reason in found["skipped_conditions"].items():
         screen.print(f"not drawn: {name}: {reason}", markup=False, style="dim")
     of_metrics: dict[str, str] = next(iter(conditions.values()))["skipped"]

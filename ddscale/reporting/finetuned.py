@@ -109,16 +109,24 @@ def _judge(judge: dict[str, Any]) -> str:
 
 
 def _retrieval(found: dict[str, Any]) -> str:
-    parts = [
+    singly = _tops(found)
+    if not singly:
+        return ""
+    text = (
+        f"EEG to image, by the alignment head's features among {found['gallery']} pictures of the split: {singly}; "
+        f"median rank {found['median_rank']:g}."
+    )
+    if "averaged" in found:
+        averaged = found["averaged"]
+        text += f" Averaged over {averaged['trials_per_picture']:.1f} trials of a picture: {_tops(averaged)}."
+    return text
+
+
+def _tops(found: dict[str, Any]) -> str:
+    return ", ".join(
         f"{k.replace('_', '-')} {with_interval(found[k])} (chance {found[k]['chance']:.3f})"
         for k in ("top_1", "top_5")
         if k in found
-    ]
-    if not parts:
-        return ""
-    return (
-        f"EEG to image, by the alignment head's features among the {found['gallery']} pictures shown: "
-        f"{', '.join(parts)}; median rank {found['median_rank']:g}."
     )
 
 
