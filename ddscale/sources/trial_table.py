@@ -13,6 +13,8 @@ from ddscale.sources.recording import Picture, Trial
 
 COLUMNS = ("recording", "onset", "duration", "image", "label", "caption", "split")
 _NEEDED = ("recording", "onset", "duration")
+_SEPARATORS = {";": "the semicolon", "\t": "the tabulator", "|": "the bar"}
+_BIDS = {"trial_type": "label", "stim_file": "image"}
 SUFFIXES = ("png", "jpg", "jpeg")
 
 
@@ -79,11 +81,24 @@ def read_table(path: Path, images: Path) -> Table:
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in _NEEDED if name not in columns]
     strange = [name for name in columns if name not in COLUMNS]
-    if missing or strange or len(set(columns)) < len(columns):
-        what = f"lacks the columns {', '.join(missing)}" if missing else f"has columns {', '.join(columns)}"
-        raise ValueError(
-            f"{path} {what}: its header may have {', '.join(COLUMNS)}, the first three it needs."
-        )
+    if not (missing or strange or len(set(columns)) < len(columns)):
+        return
+    what = f"lacks the columns {', '.join(missing)}" if missing else f"has columns {', '.join(columns)}"
+    found = f" It has {', '.join(columns) or 'none at all'}." if missing else ""
+    raise ValueError(
+        f"{path} {what}: its header may have {', '.join(COLUMNS)}, the first three it needs.{found}{_hint(columns)}"
+    )
+
+
+def _hint(columns: Sequence[str]) -> str:
+    """What a header of another custom is most likely to need, for the end of a message."""
+    for separator, named in _SEPARATORS.items():
+        if len(columns) == 1 and separator in columns[0]:
+            return f" Its separator is {named}: write it with commas."
+    bids = [f"`{name}` to `{ours}`" for name, ours in _BIDS.items() if name in columns]
+    if bids:
+        return f" It looks like BIDS events: rename {' and '.join(bids)}, and name each line's file in `recording`."
+    return ""
 
 
 def _seconds(line: Mapping[str, str], name: str, where: str) -> float:

@@ -134,6 +134,19 @@ HEADER = ["recording", "onset", "duration", "image", "label"]
             r"has columns .*colour: its header may have",
         ),
         (["file", "onset", "duration"], ["sub1/run1.edf", 1, 1], ValueError, r"lacks the columns recording"),
+        (
+            ["recording;onset;duration;label"],
+            ["sub1/run1.edf;1;1;x"],
+            ValueError,
+            r"It has recording;onset;duration;label\. Its separator is the semicolon: write it with commas",
+        ),
+        (["recording\tonset"], ["sub1/run1.edf\t1"], ValueError, r"Its separator is the tabulator"),
+        (
+            ["onset", "duration", "trial_type", "stim_file"],
+            [1, 1, "boat", "p.png"],
+            ValueError,
+            r"It has onset, .*BIDS events: rename `trial_type` to `label` and `stim_file` to `image`, and name",
+        ),
         ([*HEADER, "split"], ["sub1/run1.edf", 1, 1, "", "x", "exam"], None, ""),
         (
             [*HEADER, "split"],
