@@ -139,7 +139,10 @@ class Finetuning:
         return {
             **{name: settings[name] for name in of_training},
             "unet": {k: v for k, v in settings["unet"].items() if k != "gradient_checkpointing"},
-            "objective": settings["objective"],
+            # Runs from before there was a choice had crops.
+            "objective": {
+                k: v for k, v in settings["objective"].items() if (k, v) != ("alignment_view", "crop")
+            },
             "features": self._features.path.name,
             # A contrast is with the samples of one micro-batch on all ranks.
             **(
@@ -291,7 +294,12 @@ class Finetuning:
         images_B = batch.images.clamp(min=0)
         crops_B = draws.integers(seed, batch.positions, Purpose.VIEW, self._features.crops)
         views = self._features.views(images_B, crops_B)
-        target = self.recipe.objective.alignment_target
+        features_BD = None
+        if self._clip_width is not None:
+            objective = self.recipe.objective
+            whole = objective.alignment_target == "image" and objective.alignment_view == "whole"
+            of_view = getattr(views, objective.alignment_target)
+            features_BD = self._features.of_whole_images(images_B) if whole else of_view
         return Batch(
             x_BTC,
             batch.positions,
@@ -299,7 +307,7 @@ class Finetuning:
             batch.valid.to(device),
             views.mean.to(device),
             views.std.to(device),
-            None if self._clip_width is None else getattr(views, target).to(device),
+            None if features_BD is None else features_BD.to(device),
         )
 
     def _precomputed(self, codec: LatentCodec, clip: Clip | None, display: Display) -> Features:

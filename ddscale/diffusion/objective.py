@@ -27,6 +27,9 @@ class ObjectiveSettings(Settings):
     micro_batch_size times ranks are what each has to be told from."""
     alignment_target: Literal["image", "caption"] = "image"
     """CLIP features the EEG embedding is drawn to: the shown image's (as the original) or its caption's."""
+    alignment_view: Literal["crop", "whole"] = "crop"
+    """With the target `image`: the features of the crop that is to be generated, or of the whole image whatever the
+    crop (as the original)."""
     alignment_weight: float = Field(default=1.0, ge=0)
     """Alignment's weight beside noise prediction."""
     alignment_share: float = Field(default=0.3, gt=0, lt=1)

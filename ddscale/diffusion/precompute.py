@@ -101,12 +101,19 @@ class Features:
     def views(self, rows_B: Tensor, crops_B: Tensor) -> Views:
         """Of the pictures `rows_B` the views `crops_B`, both int64 (B,)."""
         rows, crops = rows_B.numpy(), crops_B.numpy()
-        with_clip = "image" in self._arrays
+        pairs = {name: self._take(name, (rows, crops)) for name in ("mean", "std")}
+        if "image" not in self._arrays:
+            return Views(image=None, caption=None, **pairs)
         return Views(
-            mean=self._take("mean", (rows, crops)),
-            std=self._take("std", (rows, crops)),
-            image=self._take("image", (rows, crops)) if with_clip else None,
-            caption=self._take("caption", (rows,)) if with_clip else None,
+            image=self._take("image", (rows, crops)), caption=self._take("caption", (rows,)), **pairs
+        )
+
+    def of_whole_images(self, rows_B: Tensor) -> Tensor | None:
+        """(B, D) CLIP features of the pictures `rows_B`, uncropped."""
+        return (
+            self._take("image", (rows_B.numpy(), np.zeros(len(rows_B), np.int64)))
+            if "image" in self._arrays
+            else None
         )
 
     def _take(self, name: str, index: tuple[NDArray[np.int64], ...]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from finetuning import tiny_recipe, write_parts
 
+from ddscale.diffusion import draws
 from ddscale.diffusion.finetuning import Finetuning
 from ddscale.diffusion.model import build, check_windows
 from ddscale.diffusion.pipeline import EEGToImagePipeline
@@ -170,3 +171,26 @@ def test_features_are_not_kept_at_a_url(parts):
     with pytest.raises(ValueError, match=r"kept at s3://bucket/store\.features, .*set features to one"):
         recipe(parts, data=data)
     assert recipe(parts, data=data, features="kept").features_folder == "kept"
+
+
+def test_what_is_aligned_with_is_the_crops_or_the_whole_images(parts, tmp_path):
+    found = {}
+    for view in ("crop", "whole"):
+        changes = {"objective": {"alignment_view": view}, "features": str(tmp_path / "features")}
+        task = Finetuning(recipe(parts, **changes), ALONE, Display())
+        try:
+            (batch, *_) = next(task.steps())
+            given = task._on_device(batch, 0)
+            own, whole = (
+                task._features.views(batch.images, crops_B).image
+                for crops_B in (
+                    draws.integers(0, batch.positions, draws.Purpose.VIEW, 2),
+                    torch.zeros_like(batch.images),
+                )
+            )
+            assert not torch.equal(own, whole)
+            assert task.identity()["objective"].get("alignment_view") == {"whole": "whole"}.get(view)
+            found[view] = torch.equal(given.features_BD, own), torch.equal(given.features_BD, whole)
+        finally:
+            task.close()
+    assert found == {"crop": (True, False), "whole": (False, True)}
