@@ -11,7 +11,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ddscale.metrics.leakage import Leak, LeakageError, Trials, block_design_warning, find_leaks
-from ddscale.sources.epochs import IN_TIME
 from ddscale.store import Store, layout, tables
 
 
@@ -85,6 +84,8 @@ def _neighbours(
 
 
 _NAMES = ("subject", "recording")
+# In a recording's meta, as `ddscale.sources.epochs` writes it; and formats that stores from before it have.
+_IN_TIME = "in_time"
 _UNORDERED = ("THINGS-EEG2", "ImageNet-EEG")
 
 
@@ -151,7 +152,7 @@ def _in_time(store: Store, recording: pa.ChunkedArray) -> NDArray[np.bool_]:
     for row in _recordings(store).to_pylist():
         meta = json.loads(row["meta"] or "{}")
         # Stores that were made before there was this note.
-        if not meta.get(IN_TIME, meta.get("format") not in _UNORDERED):
+        if not meta.get(_IN_TIME, meta.get("format") not in _UNORDERED):
             unordered.add(f"{row['dataset']}/{row['recording']}")
     codes_N, names = tables.coded(recording)
     known = np.array([name not in unordered for name in names], bool)
