@@ -208,15 +208,18 @@ def _stopping_as_ctrl_c() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
+    # A shell's background job ignores Ctrl-C, and what it starts would inherit that and could not be stopped by it.
+    numbers = (signal.SIGTERM, signal.SIGINT)
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in numbers}
     except ValueError:  # not the main thread: signals are the business of whoever owns it
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment() -> dict[str, str]:
