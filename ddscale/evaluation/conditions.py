@@ -98,7 +98,7 @@ def _random(conditioner: EEGConditioner, seed: int) -> EEGConditioner:
         torch.manual_seed(seed)
         fresh = EEGConditioner.from_config(conditioner.config)
     fresh.null.load_state_dict(copy.deepcopy(conditioner.null.state_dict()))
-    return fresh.to(conditioner.device, conditioner.dtype).eval()
+    return fresh.to(conditioner.device).eval()
 
 
 def _of_captions(trials: Sequence[Trial], stable_diffusion: str, pipeline: EEGToImagePipeline) -> Conditions:
@@ -114,7 +114,7 @@ def _of_captions(trials: Sequence[Trial], stable_diffusion: str, pipeline: EEGTo
     )
     rows = {caption: row for row, caption in enumerate(different)}
     hidden = states[torch.tensor([rows[caption] for caption in captions])]
-    unet = load_unet(stable_diffusion).to(pipeline.device, pipeline.unet.dtype)
+    unet = load_unet(stable_diffusion).to(pipeline.device)
     return Conditions(
         Condition(hidden, None, None), Condition(caption_states(stable_diffusion, [""]), None, None), unet
     )
