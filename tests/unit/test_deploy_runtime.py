@@ -144,8 +144,6 @@ def test_the_encoder_alone(kept):
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
 def test_an_encoder_is_used_by_several_threads(kept, provider):
-    if provider == "openvino":
-        pytest.importorskip("openvino")
     encoder = Encoder.load(kept, provider)
     windows = eeg(300)
     (expected,) = (Encoder.load(kept).encode(windows[n : n + 3])["encoder_hidden_states"] for n in (0,))

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
 from deployed import tiny_folder
 
 _SIGNALLED = """
@@ -28,7 +27,6 @@ print("still here")
 
 def test_signals_are_handled_after_a_model_was_let_go(tmp_path):
     """In a process of its own, which the failure ends by a segmentation fault."""
-    pytest.importorskip("openvino")
     done = subprocess.run(
         [sys.executable, "-c", _SIGNALLED, str(tiny_folder(tmp_path / "fp32"))],
         capture_output=True,
@@ -40,7 +38,6 @@ def test_signals_are_handled_after_a_model_was_let_go(tmp_path):
 
 
 def test_files_that_are_links_into_a_cache(toy_export, tmp_path):
-    pytest.importorskip("openvino")
     from ddscale.deploy.runtime import EEGToImage
 
     export = toy_export / "export" / "fp32"

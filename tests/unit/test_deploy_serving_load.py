@@ -179,8 +179,6 @@ def test_mangled_bodies_over_real_connections_several_at_once(tmp_path):
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_well_when_told_and_answers_what_it_has_begun(folder, provider, number):
-    if provider == "openvino":
-        pytest.importorskip("openvino")
     server = Server(folder, "--provider", provider, "--max-pictures", "64")
     try:
         with ThreadPoolExecutor(1) as thread:
