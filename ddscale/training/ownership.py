@@ -1,9 +1,11 @@
 """One run at a time in a run folder, also where the file system knows no locks.
 
-Lustre mounted without `flock`, and some network file systems, refuse the call. There an owner file is created
-exclusively, and its owner writes a beat into it every so often. Whoever finds the file watches it: one that beats has
-a living owner, one that does not belongs to a process that is gone, and is taken over. No clocks are compared, since
-those of nodes and file servers differ.
+Lustre mounted without `flock`, and some network file systems, refuse the call. There the owner is whoever created the
+owner file with the highest number, exclusively, and it writes a beat into that file every so often. Whoever comes
+watches the file: one that beats has a living owner; one that does not belongs to a process that is gone, and the file
+with the next number is then the newcomer's to create. The file with the highest number is never removed, so of
+several that take over, one wins, however late the others are. No clocks are compared, since those of nodes and file
+servers differ.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -28,6 +31,7 @@ BEAT_S = 10.0
 DEAD_AFTER_S = 60.0
 """Time without a beat after which an owner counts as gone: several beats, and longer than a file server fails over."""
 
+_ENDED = "ended".ljust(12)
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -48,7 +52,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 raise OSError(
                     error.errno, f"{error.strerror}, when locking the run folder", str(path)
                 ) from error
-            with _owner_file(folder / OWNER):
+            with _owner_file(folder):
                 yield
             return
         with contextlib.suppress(OSError):  # for whoever finds it locked; the lock itself holds without
@@ -59,12 +63,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _owner_file(path: Path) -> Iterator[None]:
+def _owner_file(folder: Path) -> Iterator[None]:
     token = uuid.uuid4().hex
-    while not _create(path, _mine(token)):
-        _bury(path, _watched_to_death(path))
+    number = _take(folder, token)
+    path = _numbered(folder, number)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, token, ended), name="run owner", daemon=True)
+    beating = threading.Thread(
+        target=_beat, args=(folder, number, token, ended), name="run owner", daemon=True
+    )
     beating.start()
     try:
         yield
@@ -72,8 +78,38 @@ def _owner_file(path: Path) -> Iterator[None]:
         ended.set()
         beating.join()
         with contextlib.suppress(OSError):
-            if token in _read(path).decode(errors="replace"):
-                path.unlink()
+            _overwrite(path, _mine(token, _ENDED))
+
+
+def _take(folder: Path, token: str) -> int:
+    """The number of the owner file that is now this process's; raises ValueError when another owner lives."""
+    while True:
+        newest = _newest(folder)
+        if newest and not _has_ended(_read(_numbered(folder, newest))):
+            _watch_to_death(_numbered(folder, newest))
+        number = newest + 1
+        if not _create(_numbered(folder, number), _mine(token)):
+            continue  # another was first: whether that one lives is the question now
+        if _newest(folder) > number:  # several came and went while this process was held up
+            _numbered(folder, number).unlink(missing_ok=True)
+            continue
+        for older in _numbers(folder):
+            if older < number:
+                _numbered(folder, older).unlink(missing_ok=True)
+        return number
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    return folder / f"{OWNER}-{number:06}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    found = (re.fullmatch(rf"{re.escape(OWNER)}-(\d+)", name) for name in os.listdir(folder))
+    return [int(match[1]) for match in found if match]
+
+
+def _newest(folder: Path) -> int:
+    return max(_numbers(folder), default=0)
 
 
 def _create(path: Path, text: str) -> bool:
@@ -86,8 +122,8 @@ def _create(path: Path, text: str) -> bool:
     return True
 
 
-def _watched_to_death(path: Path) -> bytes:
-    """What a file that does not beat holds; raises ValueError once it beats."""
+def _watch_to_death(path: Path) -> None:
+    """Return once the file has not beaten for long, or its owner has ended; raises ValueError when it beats."""
     seen = _read(path)
     warn(
         f"{path} says that {_who(seen)} trains here: watching for {DEAD_AFTER_S:.0f} s whether it still does"
@@ -96,41 +132,23 @@ def _watched_to_death(path: Path) -> bytes:
     while time.monotonic() < until:
         time.sleep(BEAT_S / 4)
         now = _read(path)
-        if not now:  # its owner has just ended in order
-            break
+        if not now or _has_ended(now):  # gone only when a newer owner has removed it
+            return
         if now != seen:
             raise _taken(path, now)
-    return seen
 
 
-def _bury(path: Path, watched: bytes) -> None:
-    """Remove a dead owner's file, and no other's: of several that do so at once, one is first to create its own."""
-    grave = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
-    try:
-        os.rename(path, grave)
-    except FileNotFoundError:
-        return
-    if _read(grave) != watched:
-        with contextlib.suppress(FileExistsError):
-            os.link(grave, path)
-    grave.unlink()
-
-
-def _beat(path: Path, token: str, ended: threading.Event) -> None:
-    count, failing = 0, False
+def _beat(folder: Path, number: int, token: str, ended: threading.Event) -> None:
+    path, count, failing = _numbered(folder, number), 0, False
     while not ended.wait(BEAT_S):
         count += 1
         try:
-            content = _read(path)
-            if not content:
-                _create(path, _mine(token, count))
-            elif token.encode() in content:
-                _overwrite(path, _mine(token, count))
-            else:
-                warn(
-                    f"{_who(content)} has taken over the run folder, for this process was not heard of: it ends"
-                )
+            newest = _newest(folder)
+            if newest > number:
+                who = _who(_read(_numbered(folder, newest)))
+                warn(f"{who} has taken over the run folder, for this process was not heard of: it ends")
                 os._exit(1)
+            _overwrite(path, _mine(token, f"{count:012}"))
             failing = False
         except OSError as error:
             if not failing:
@@ -139,7 +157,7 @@ def _beat(path: Path, token: str, ended: threading.Event) -> None:
 
 
 def _overwrite(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
     try:
         os.pwrite(descriptor, text.encode(), 0)
     finally:
@@ -154,17 +172,21 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _mine(token: str, count: int = 0) -> str:
-    """One line, as long for every count, so that it can be overwritten in place."""
+def _mine(token: str, beat: str = "0" * 12) -> str:
+    """One line, as long for every beat, so that it can be overwritten in place."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOB_UID")
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": job,
         "token": token,
-        "beat": f"{count:012}",
+        "beat": beat,
     }
     return json.dumps(owner) + "\n"
+
+
+def _has_ended(content: bytes) -> bool:
+    return f'"beat": "{_ENDED}"'.encode() in content
 
 
 def _who(content: bytes) -> str:
