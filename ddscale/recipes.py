@@ -59,7 +59,16 @@ def read(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[st
     tree = _read_extended(Path(path), ())
     for override in overrides:
         _override(tree, override)
-    return tree
+    return _at_home(tree)
+
+
+def _at_home(node: Any) -> Any:
+    """`~/` at the start of a value is the home folder, as in a shell, which expands none inside `--set`."""
+    if isinstance(node, dict):
+        return {key: _at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_at_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~/") else node
 
 
 def stage_of(tree: dict[str, Any], path: str | os.PathLike[str]) -> str:
@@ -129,7 +138,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        quoted = f"{path}='{text}'" if "'" not in text else f'{path}="..."'
+        raise RecipeError(
+            f"--set {override!r}: the value is not valid YAML: {error}. A value with YAML's own characters "
+            f'(* & ! % @ `) has to be quoted within the shell\'s quotes: --set "{quoted}".'
+        ) from error
     *parents, last = path.strip().split(".")
     node: Any = tree
     walked = []

@@ -44,7 +44,7 @@ MEASURES = ("correlation", "r_squared", "mse")
 ENOUGH = 5
 MICRO_BATCH = 32
 NOTES = [
-    "Masked samples alone count. Values are normalised as in pretraining, so an MSE of 1 is a channel's own variance.",
+    "Masked samples alone count. Values are normalised as in pretraining, so an MSE of 1 is {one}.",
     "R² = 1 − Σ(x − p)² / Σ(x − x̄)² over all (window, channel) series, x̄ the series' own mean; the correlation is "
     "Pearson's r of each series, averaged.",
     "Bands: the window with its masked samples predicted is filtered as a whole, so the true samples around a gap "
@@ -104,10 +104,20 @@ def reconstruct(
         "stores": [{"path": str(store.path), "fingerprint": store.fingerprint} for store in stores],
         "overall": _summary(seen, [ALL, *bands], by_channel=False),
         "datasets": {name: _summary(group, [ALL, *bands]) for name, group in _by_dataset(seen).items()},
-        "notes": NOTES,
+        "notes": [NOTES[0].format(one=_one(recipe)), *NOTES[1:]],
     }
     write_json(folder / "evaluation" / "reconstruction.json", found)
     return found
+
+
+def _one(recipe: PretrainRecipe) -> str:
+    normalisation = recipe.data.normalisation
+    if normalisation.kind == "zscore":
+        return "a channel's own variance"
+    return (
+        f"{normalisation.by_uv**2:g} µV², whatever the channel's own variance: compare methods with each other, and "
+        "not the MSE of one split or person with another's"
+    )
 
 
 def _recipe_of(run: Path) -> PretrainRecipe:

@@ -98,21 +98,37 @@ def summarise(
         if mine and not entry.recordings:
             problems = [*problems, f"dataset {name}: none of its {mine} recordings could be used."]
         notes = [*notes, *_trial_notes(name, entry, manifest), *_dropped_trials(name, entry, rejected)]
-        for split, fraction in (
-            ("val", manifest.splitting.val_fraction),
-            ("test", manifest.splitting.test_fraction),
-        ):
-            by_image = entry.trials is not None and entry.trials.images > 0
-            if fraction and not by_image and not entry.subjects_by_split.get(split):
-                notes = [
-                    *notes,
-                    f"dataset {name}: none of its {entry.subjects} subjects fell into {split}; name some in "
-                    f"splits.{split}_subjects if some should.",
-                ]
+        if not (entry.trials is not None and entry.trials.images):
+            notes = [*notes, *_subject_notes(name, entry, manifest)]
     notes = [*notes, *(note for row in recordings["notes"].to_pylist() for note in row or [])]
     return Summary(
         str(store), rows, sorted(quarantined, key=lambda q: (q.dataset, q.recording)), problems, notes
     )
+
+
+def _subject_notes(name: str, entry: DatasetEntry, manifest: Manifest) -> list[str]:
+    """What a person should know of how a dataset's people were divided."""
+    if not entry.subjects:
+        return []
+    notes = []
+    if entry.subjects == 1 and entry.recordings > 1:
+        notes.append(
+            f"dataset {name}: its {entry.recordings} recordings count as one subject, in one split. If they are "
+            "of several people, say how files name them (`subject: stem`, or a regular expression) and ingest into "
+            "a new folder."
+        )
+    splitting = manifest.splitting
+    for split, wanted in (("val", splitting.val_fraction), ("test", splitting.test_fraction), ("train", 1)):
+        if wanted and not entry.subjects_by_split.get(split):
+            remedy = (
+                "there is nothing of it to train on"
+                if split == "train"
+                else f"name some in splits.{split}_subjects if some should"
+            )
+            notes.append(
+                f"dataset {name}: none of its {entry.subjects} subjects fell into {split}; {remedy}."
+            )
+    return notes
 
 
 def _dropped_trials(name: str, entry: DatasetEntry, rejected: pa.Table) -> list[str]:

@@ -7,6 +7,7 @@ Shapes: C channels, T samples, R repetitions.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -231,8 +232,13 @@ def _open_text(path: Path, layout: TextLayout, scratch: Path) -> Opened:
     import pandas
 
     delimiter = layout.delimiter or ("\t" if extension(path.name) == ".tsv" else ",")
+    if delimiter == layout.decimal:
+        raise ValueError(
+            f"{path}: the comma cannot separate columns and decimals at once: state `text.delimiter:`, such as `;`."
+        )
     options: dict[str, Any] = {
         "sep": r"\s+" if delimiter == "whitespace" else delimiter,
+        "decimal": layout.decimal,
         "comment": layout.comment,
         "header": 0 if layout.header else None,
         "skipinitialspace": True,
@@ -283,9 +289,15 @@ def _append(
             wrong = numbers.isna() & block[column].notna()
             if wrong.any():
                 row = int(wrong.to_numpy().argmax())
+                value = block[column].iloc[row]
+                decimal_comma = re.fullmatch(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*", str(value))
                 raise ValueError(
-                    f"{path}: {block[column].iloc[row]!r} in column {names[position]!r}, sample {before + row}, is no "
-                    "number. Choose the channels with `text.columns:`, or state `text.header:` and `text.comment:`."
+                    f"{path}: {value!r} in column {names[position]!r}, sample {before + row}, is no number. "
+                    + (
+                        'State `text.decimal: ","`.'
+                        if decimal_comma
+                        else "Choose the channels with `text.columns:`, or state `text.header:` and `text.comment:`."
+                    )
                 ) from None
         raise
     order = np.argsort(np.argsort(positions))  # pandas gives columns in the file's order, the recipe may not

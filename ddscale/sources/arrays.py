@@ -21,6 +21,9 @@ class TextLayout(Settings):
     delimiter: str | None = None
     """What separates columns, or `whitespace`; left out: a tab in .tsv, otherwise a comma."""
 
+    decimal: Literal[".", ","] = "."
+    """What separates a number's whole part from its fraction: `,` in tables of a German, French... Excel."""
+
     comment: str | None = Field(None, min_length=1, max_length=1)
     """Character that begins lines to pass over, such as `%` or `#`."""
 

@@ -46,17 +46,24 @@ def read_table(path: Path, images: Path) -> Table:
         raise FileNotFoundError(
             f"There is no table {path}. Correct `csv:` (it is relative to where you are)."
         )
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        _check_columns(path, columns)
-        lines = [(number, line) for number, line in enumerate(reader, start=2)]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            _check_columns(path, columns)
+            lines = [(number, line) for number, line in enumerate(reader, start=2)]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at {error.start}. Save it as "
+            '"CSV UTF-8" (in Excel: Save as, file type).'
+        ) from error
     if not lines:
         raise ValueError(f"{path} has no line below its header: a line for each trial is needed.")
     shown = list(dict.fromkeys(line["image"] for _, line in lines if line.get("image")))
     names = dict(zip(shown, recording_ids(shown), strict=True))
     events: dict[str, list[Event]] = defaultdict(list)
     pictures: dict[str, Picture] = {}
+    first: dict[tuple[str, Event], int] = {}
     for number, line in lines:
         where = f"{path}, line {number}"
         if None in line or None in line.values():
@@ -64,15 +71,17 @@ def read_table(path: Path, images: Path) -> Table:
         image = names.get(line.get("image") or "")
         if image is not None:
             _note_picture(pictures, image, images / line["image"], line, where)
-        events[line["recording"]].append(
-            Event(
-                onset=_seconds(line, "onset", where),
-                duration=_seconds(line, "duration", where),
-                image=image,
-                label=line.get("label") or None,
-                caption=line.get("caption") or None,
-            )
+        event = Event(
+            onset=_seconds(line, "onset", where),
+            duration=_seconds(line, "duration", where),
+            image=image,
+            label=line.get("label") or None,
+            caption=line.get("caption") or None,
         )
+        earlier = first.setdefault((line["recording"], event), number)
+        if earlier != number:
+            raise ValueError(f"{where} says the same as line {earlier}: take one of the two out.")
+        events[line["recording"]].append(event)
         if not (image or line.get("label")):
             raise ValueError(f"{where}: neither `image` nor `label` is filled in: a trial needs one.")
     return Table(dict(events), [pictures[name] for name in sorted(pictures)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -125,6 +126,16 @@ def test_the_result_is_the_reports_on_the_same_windows_with_every_channel_by_nam
             )
     assert set(found["datasets"]["four"]["channels"]) == {"E1", "E2", "E3", "E4"}
     assert len(found["datasets"]["twenty"]["channels"]) == 20  # 16 at a time, all of them in some window
+
+
+def test_what_an_error_of_1_means_goes_by_the_normalisation(run, found, tmp_path):
+    assert "an MSE of 1 is a channel's own variance." in found["notes"][0]
+    divided = tmp_path / "divided"
+    shutil.copytree(run, divided)
+    recipe = recipes.read(run / "recipe.yaml")
+    recipe["data"]["normalisation"] = {"kind": "divide", "by_uv": 20.0}
+    recipes.save(recipes.check(recipe, PretrainRecipe, "divided"), divided / "recipe.yaml")
+    assert "an MSE of 1 is 400 µV²" in reconstruct(divided, windows=8)["notes"][0]
 
 
 def test_the_file_holds_the_result_and_intervals_surround_values(run, found):

@@ -252,6 +252,14 @@ def test_nobody_held_out_by_chance_is_said(tmp_path):
     assert "none of its 1 subjects fell into val" in summary.notes[0]
 
 
+def test_several_recordings_of_one_subject_are_said(tmp_path):
+    folder = cohort(tmp_path / "flat", subjects=1, recordings=2)
+    summary = run(recipe(folder, tmp_path / "store", splits={"val_subjects": ["tests/sub1"]}))
+    assert "its 2 recordings count as one subject" in summary.notes[0]
+    assert "`subject: stem`" in summary.notes[0]
+    assert any("none of its 1 subjects fell into train; there is nothing" in note for note in summary.notes)
+
+
 def test_bad_channels_are_left_out_and_named(tmp_path):
     signal_CT = eeg(20, 5)
     signal_CT[1] = 0

@@ -132,6 +132,22 @@ def test_malformed_overrides_are_refused(write, override):
         recipes.load(path, Stage, [override])
 
 
+def test_a_pattern_without_its_own_quotes_gets_them_shown(write):
+    path = write("a.yaml", "stage: toy\nbatch: 4\n")
+    with pytest.raises(recipes.RecipeError, match=r"""--set "optimiser\.name='\*\.edf'\""""):
+        recipes.load(path, Stage, ["optimiser.name=*.edf"])
+
+
+def test_home_is_home_wherever_a_path_is_written(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    path = write("a.yaml", "out: ~/stores/a\nsources: [{folder: ~/eeg, name: a~/b}]\n")
+    assert recipes.read(path, ["run=~/runs/a"]) == {
+        "out": "/home/anna/stores/a",
+        "sources": [{"folder": "/home/anna/eeg", "name": "a~/b"}],
+        "run": "/home/anna/runs/a",
+    }
+
+
 def test_missing_file_names_the_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         recipes.load(tmp_path / "nowhere.yaml", Stage)

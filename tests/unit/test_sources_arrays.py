@@ -131,6 +131,18 @@ def test_delimiters(tmp_path, name, delimiter, said):
     check(opened(path, text={"delimiter": said}, channels=NAMES), atol=1e-6)
 
 
+def test_decimal_commas_are_read_where_stated_and_explained_elsewhere(tmp_path):
+    path = write_table(tmp_path / "a.csv", delimiter=";")
+    path.write_text(path.read_text().replace(".", ","))
+    check(opened(path, text={"delimiter": ";", "decimal": ","}), atol=1e-6)
+    with pytest.raises(ValueError, match=r"is no number\. State `text\.decimal: \",\"`"):
+        opened(path, text={"delimiter": ";"})
+    with pytest.raises(
+        ValueError, match=r"cannot separate columns and decimals at once: state `text\.delimiter:`"
+    ):
+        opened(path, text={"decimal": ","})
+
+
 def test_table_longer_than_a_block(tmp_path, monkeypatch):
     monkeypatch.setattr("ddscale.sources.array_files._TEXT_ROWS", 64)
     path = write_table(tmp_path / "a.csv")

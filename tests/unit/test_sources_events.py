@@ -60,6 +60,23 @@ def test_a_table_gives_trials_and_pictures(tmp_path):
         assert starts == sorted(starts)
 
 
+def test_a_line_said_twice_is_refused(tmp_path):
+    folder = session(tmp_path / "data", subjects=1, pictures=2)
+    table = folder / "trials.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, lines[2]]) + "\n")
+    with pytest.raises(ValueError, match=rf"trials\.csv, line {len(lines) + 1} says the same as line 3"):
+        list_recordings(by_table(folder))
+
+
+def test_a_table_in_the_encoding_of_a_german_excel_is_explained(tmp_path):
+    folder = session(tmp_path / "data", subjects=1, pictures=2)
+    table = folder / "trials.csv"
+    table.write_bytes(table.read_bytes().replace(b"cat", "kätzchen".encode("latin-1")))
+    with pytest.raises(ValueError, match=r"trials\.csv is not UTF-8 text: byte 0xe4 at \d+.*CSV UTF-8"):
+        list_recordings(by_table(folder))
+
+
 def test_recordings_that_the_table_does_not_name_are_listed_as_left_out(tmp_path):
     folder = session(tmp_path / "data", subjects=1, pictures=2)
     write_edf(folder / "sub7" / "run1.edf", eeg(5, 7))
