@@ -36,7 +36,7 @@ from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.diffusion.unet import count_parameters, merge_lora
 from ddscale.models import save_encoder
 from ddscale.stream.collation import HostBatch
-from ddscale.stream.device import materialise
+from ddscale.stream.device import materialise, send
 from ddscale.stream.loader import Loader
 from ddscale.training.faults import UnreadableRecords
 from ddscale.training.loop import Terms
@@ -197,7 +197,7 @@ class Finetuning:
         """Losses on pictures that are not trained on, the same trials and noise each time.
 
         val_noise_without_eeg is the same noise predicted from the condition that stands for no EEG: what the EEG
-        tells the U-Net is the difference.
+        tells the U-Net is the difference. val_windows: how many trials could be read; without any there are no losses.
         """
         assert self._held_out is not None, "validation is only asked for with held-out pictures at hand"
         recipe = self.recipe
@@ -219,7 +219,13 @@ class Finetuning:
                 parts = [noise_B, alignment_B, without_B, given.valid_B]
                 sums += torch.stack([part.double().sum() for part in parts])
         noise, alignment, without, count = self.ranks.sum_(sums).tolist()
-        measured = {"val_noise": noise / count, "val_noise_without_eeg": without / count}
+        if not count:
+            return {"val_windows": 0}
+        measured = {
+            "val_noise": noise / count,
+            "val_noise_without_eeg": without / count,
+            "val_windows": int(count),
+        }
         if both.alignment:
             measured["val_alignment"] = alignment / count
         return {"val_loss": (weights.noise * noise + weights.alignment * alignment) / count, **measured}
@@ -266,7 +272,7 @@ class Finetuning:
     ) -> tuple[Tensor, Tensor]:
         """(noise, alignment) errors of each sample, (B,) float32, 0 where it is not valid or does not count."""
         objective, device = self.recipe.objective, self.ranks.device
-        dropped_B = None if dropped_B is None else dropped_B.to(device)
+        dropped_B = None if dropped_B is None else send(dropped_B, device)
         zero_B = torch.zeros(len(given.x_BTC), device=device)
         noise_B = alignment_B = zero_B
         noised = None
@@ -303,11 +309,11 @@ class Finetuning:
         return Batch(
             x_BTC,
             batch.positions,
-            images_B.to(device),
-            batch.valid.to(device),
-            views.mean.to(device),
-            views.std.to(device),
-            None if features_BD is None else features_BD.to(device),
+            send(images_B, device),
+            send(batch.valid, device),
+            send(views.mean, device),
+            send(views.std, device),
+            None if features_BD is None else send(features_BD, device),
         )
 
     def _precomputed(self, codec: LatentCodec, clip: Clip | None, display: Display) -> Features:
@@ -359,6 +365,7 @@ class Finetuning:
             rank=ranks.rank,
             world_size=ranks.world_size,
             stores=self._loader.stores,
+            to_the_end=True,
         )
 
 

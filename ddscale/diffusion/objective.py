@@ -15,6 +15,7 @@ from torch import Tensor
 from ddscale.diffusion import draws
 from ddscale.diffusion.draws import Purpose
 from ddscale.recipes import Settings
+from ddscale.stream.device import send
 
 
 class ObjectiveSettings(Settings):
@@ -91,19 +92,21 @@ class Noised(NamedTuple):
 def sample_latents(mean_BCHW: Tensor, std_BCHW: Tensor, positions_B: Tensor, seed: int) -> Tensor:
     """Latents drawn from the codec's Gaussians, not scaled; std 0 gives the mean."""
     drawn = draws.normal(seed, positions_B, Purpose.LATENT, tuple(mean_BCHW.shape[1:]))
-    return mean_BCHW + std_BCHW * drawn.to(mean_BCHW)
+    return mean_BCHW + std_BCHW * send(drawn, mean_BCHW.device).to(mean_BCHW)
 
 
 def add_noise(levels: NoiseLevels, latents_BCHW: Tensor, positions_B: Tensor, seed: int) -> Noised:
     """Scaled latents with noise at uniformly drawn timesteps; both belong to (seed, position)."""
-    noise = draws.normal(seed, positions_B, Purpose.NOISE, tuple(latents_BCHW.shape[1:])).to(latents_BCHW)
+    device = latents_BCHW.device
+    drawn = draws.normal(seed, positions_B, Purpose.NOISE, tuple(latents_BCHW.shape[1:]))
+    noise = send(drawn, device).to(latents_BCHW)
     timesteps_B = draws.integers(seed, positions_B, Purpose.TIMESTEP, len(levels.signal_power))
-    power_B = levels.signal_power[timesteps_B.to(levels.signal_power.device)].to(latents_BCHW.device)
+    power_B = send(levels.signal_power[timesteps_B.to(levels.signal_power.device)], device)
     signal, spread = (p.sqrt().to(latents_BCHW.dtype)[:, None, None, None] for p in (power_B, 1 - power_B))
     epsilon = levels.prediction_type == "epsilon"
     return Noised(
         latents=signal * latents_BCHW + spread * noise,
-        timesteps=timesteps_B.to(latents_BCHW.device),
+        timesteps=send(timesteps_B, device),
         target=noise if epsilon else signal * noise - spread * latents_BCHW,
         snr=power_B / (1 - power_B),
     )

@@ -52,6 +52,13 @@ def materialise(
     return to_device(batch, device, step_uv, n_channels, normalisation).x_BTC
 
 
+def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`values` on the device; to a GPU from pinned memory, so that the host does not wait for what is queued there."""
+    if torch.device(device).type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def to_device(
     batch: HostBatch,
     device: torch.device | str,
@@ -71,9 +78,7 @@ def to_device(
         [batch.rows, first_B, batch.mask_seeds, batch.datasets.clamp(min=0), batch.valid.long()]
     )
     on_cuda = device.type == "cuda"
-    rows_B, first_B, seeds_B, datasets_B, valid_B = (
-        (numbers.pin_memory() if on_cuda else numbers).to(device, non_blocking=on_cuda).unbind()
-    )
+    rows_B, first_B, seeds_B, datasets_B, valid_B = send(numbers, device).unbind()
     flat = batch.flat.to(device, non_blocking=on_cuda)
     if on_cuda:
         batch.in_flight = torch.cuda.Event()

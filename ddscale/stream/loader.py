@@ -77,6 +77,7 @@ class Loader:
         start_position: int = 0,
         stores: Sequence[Store] | None = None,
         _windows: int | None = None,
+        _to_the_end: bool = False,
     ):
         check_batches(global_batch_size, micro_batch_size, rank, world_size)
         if start_position < 0:
@@ -107,6 +108,7 @@ class Loader:
         self._micro_batch_size = micro_batch_size
         self._micro_batches = global_batch_size // (world_size * micro_batch_size)
         self._rank, self._world_size = rank, world_size
+        self._to_the_end = _to_the_end
         self._end = None if _windows is None else min(_windows, self.windows_per_epoch)
         self._max_channels = index.max_channels
         self._slots: list[Slot] = []
@@ -131,8 +133,8 @@ class Loader:
     @property
     def beyond_limit(self) -> str | None:
         """Why too much was unreadable, once it was. The step that crosses a limit is still handed out, so that ranks
-        can agree on the end and keep a checkpoint; asking for another one raises OSError with this, except in a
-        validation that ranks share, which is given to its end."""
+        can agree on the end and keep a checkpoint; asking for another one raises OSError with this, unless the loader
+        was asked to go `to_the_end`."""
         return self._unreadable.beyond_limit
 
     @classmethod
@@ -146,11 +148,14 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         stores: Sequence[Store] | None = None,
+        to_the_end: bool = False,
     ) -> Loader:
         """The same windows whenever it is iterated, one micro-batch a step, for validation.
 
         windows: how many in all; a sample drawn by the seed from the whole split in natural proportions (whatever the
         mixture that is trained on), or the whole split when it has fewer.
+        to_the_end: when too much is unreadable, go on all the same; for ranks that validate together, where an end of
+        one would leave the others waiting, and who ask `beyond_limit` afterwards.
         Every rank has the same number of batches: the last are filled up with `valid` False, position -1.
         """
         if windows < 1:
@@ -165,6 +170,7 @@ class Loader:
             world_size=world_size,
             stores=stores,
             _windows=windows,
+            _to_the_end=to_the_end,
         )
 
     def __iter__(self) -> Loader:
@@ -174,8 +180,7 @@ class Loader:
 
     def __next__(self) -> list[HostBatch]:
         asked = time.perf_counter()
-        # In the middle of a validation that is shared, an end of one rank would leave the others waiting for it.
-        if self.beyond_limit is not None and (self._end is None or self._world_size == 1):
+        if self.beyond_limit is not None and not self._to_the_end:
             self.close()
             raise OSError(self.beyond_limit)
         if self._ahead is None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ddscale.training.ranks import AgreedError, Ranks
 from ddscale.training.saving import noting_failures
@@ -29,6 +29,11 @@ TEMPORARY = ".unpublished-"
 NATIVE = ".native"
 """Ending of what a checkpoint was before it was converted for another number of ranks; kept as long as that is."""
 _CHUNK = 1 << 22
+READ_AGAIN_AFTER_S = (1, 2, 4, 8, 16, 30)
+"""Waits between reads that fail: a file server's fail-over takes seconds to a minute."""
+
+
+Read = TypeVar("Read")
 
 
 class SaveError(AgreedError):
@@ -131,7 +136,11 @@ class Checkpoints:
         Starts with the one `latest` names, then goes on from newest to oldest. Every rank calls it; the files
         are hashed by all ranks together.
         """
-        candidates = self.ranks.from_main(self._candidates() if self.ranks.is_main else None)
+        candidates: list[str] = []
+        with self.ranks.agreeing():
+            if self.ranks.is_main:
+                candidates = self._candidates()
+        candidates = self.ranks.from_main(candidates)
         complaints: list[str] = []
         for name in candidates:
             problems, state = self.verify(self.folder / name)
@@ -152,19 +161,22 @@ class Checkpoints:
         return found
 
     def verify(self, path: Path) -> tuple[list[str], dict[str, Any]]:
-        """Problems of one checkpoint, hashed by all ranks together and the same list on each, and its state."""
-        try:
-            content = json.loads((path / SEAL).read_text(encoding="utf-8"))
-            seal = content.pop("sha256")
-            files, state = content["files"], content["state"]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            return self._all_of([f"{SEAL} cannot be read ({type(error).__name__})"]), {}
-        if _hash_of(content) != seal:
-            return self._all_of([f"{SEAL} was changed after it was written"]), {}
-        mine = sorted(files)[self.ranks.rank :: self.ranks.world_size]
-        return self._all_of(
-            [problem for name in mine for problem in _compare(path / name, files[name])]
-        ), state
+        """Problems of one checkpoint, hashed by all ranks together and the same list on each, and its state.
+
+        Raises AgreedError when files are there and cannot be read for a minute: they may well be intact.
+        """
+        files: dict[str, Any] = {}
+        state: dict[str, Any] = {}
+        problems: list[str] = []
+        with self.ranks.agreeing():
+            files, state, problems = _read_seal(path)
+        problems = self._all_of(problems)
+        if problems:
+            return problems, {}
+        with self.ranks.agreeing():
+            for name in sorted(files)[self.ranks.rank :: self.ranks.world_size]:
+                problems += _compare(path / name, files[name])
+        return self._all_of(problems), state
 
     def _all_of(self, problems: list[str]) -> list[str]:
         return sorted({problem for theirs in self.ranks.gather(problems) for problem in theirs})
@@ -252,17 +264,49 @@ def _measure_and_flush(path: Path) -> dict[str, Any]:
     return measured
 
 
-def _compare(path: Path, expected: dict[str, Any]) -> list[str]:
+def _read_seal(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """What a checkpoint's files have to be, its state, and what is wrong with its seal."""
     try:
+        content = json.loads(_patiently(folder / SEAL, lambda: (folder / SEAL).read_bytes()))
+        seal = content.pop("sha256")
+        files, state = content["files"], content["state"]
+    except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
+        return {}, {}, [f"{SEAL} cannot be read ({type(error).__name__})"]
+    return files, state, [] if _hash_of(content) == seal else [f"{SEAL} was changed after it was written"]
+
+
+def _compare(path: Path, expected: dict[str, Any]) -> list[str]:
+    def read() -> list[str]:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return [f"{path.name} has {size} bytes instead of {expected['bytes']}"]
         with path.open("rb") as file:
             return [] if _hash_file(file) == expected["sha256"] else [f"{path.name} has changed bytes"]
+
+    try:
+        return _patiently(path, read)
     except FileNotFoundError:
         return [f"{path.name} is missing"]
+
+
+def _patiently(path: Path, read: Callable[[], Read]) -> Read:
+    """What `read` returns; a storage that fails is no damaged checkpoint, to be given up for an older one."""
+    for delay in READ_AGAIN_AFTER_S:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(delay)
+    try:
+        return read()
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        return [f"{path.name} cannot be read ({error.strerror})"]
+        raise OSError(
+            f"{path} could not be read for {sum(READ_AGAIN_AFTER_S)} s ({error.strerror}). It may be intact: "
+            f"mend the file system and start again, or move {path.parent} away to continue from an older one."
+        ) from error
 
 
 def _hash_file(file: Any) -> str:

@@ -160,6 +160,7 @@ def train(
                     engine.eval()
                     measured = task.validate(engine)
                     engine.train()
+                too_many = _log_unreadable(fault_log, ranks, step, task.new_faults())
 
             logged = step % settings.log_every == 0 or last or measured or too_many
             if logged or not engine.was_step_applied():

@@ -121,24 +121,33 @@ class Pretraining:
 
     @torch.no_grad()
     def validate(self, engine: Any) -> dict[str, float]:
-        """Loss on the held-out windows, always the same ones, beside two predictions that learn nothing."""
+        """Loss on the held-out windows, always the same ones, beside two predictions that learn nothing.
+
+        val_windows: how many could be read; without any there is no loss.
+        """
         assert self._held_out is not None, "validation is only asked for with held-out windows at hand"
-        sums = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(6, dtype=torch.float64, device=self.ranks.device)
+        lost_before = self._held_out.unreadable_windows
         for micro_batches in self._held_out:
             for batch in micro_batches:
                 given = self._on_device(batch)
                 output = engine(given.x_BTC, given.mask_seeds_B, given.valid_B)
                 sums[0] += output.sum_squared_error
                 sums[1] += output.masked_values
+                sums[2] += given.valid_B.sum()
                 if self._baselines is None:
-                    sums[2:] += self._baseline_errors(given)
-        error, count, mean_error, line_error = self.ranks.sum_(sums).tolist()
-        if self._baselines is None:
-            self._baselines = {
-                "val_loss_channel_mean": mean_error / count,
-                "val_loss_interpolation": line_error / count,
-            }
-        return {"val_loss": error / count, **self._baselines}
+                    sums[4:] += self._baseline_errors(given)
+        sums[3] = self._held_out.unreadable_windows - lost_before
+        error, count, windows, lost, mean_error, line_error = self.ranks.sum_(sums).tolist()
+        if not count:
+            return {"val_windows": 0}
+        baselines = self._baselines or {
+            "val_loss_channel_mean": mean_error / count,
+            "val_loss_interpolation": line_error / count,
+        }
+        if not lost:  # those of a part would stand beside losses over all
+            self._baselines = baselines
+        return {"val_loss": error / count, **baselines, "val_windows": int(windows)}
 
     def export(self, weights: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]) -> list[str]:
         """`encoder/` for everything that comes after, `mae/` (with the decoder) for reconstructions."""
@@ -177,6 +186,7 @@ class Pretraining:
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 stores=self._loader.stores,
+                to_the_end=True,
             )
         except ValueError as error:
             raise ValueError(

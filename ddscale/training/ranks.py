@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ddscale.training.tolerance import warn
+
 # What a person running training can mend; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
@@ -152,9 +154,15 @@ def start() -> Ranks:
     world_size = int(os.environ["WORLD_SIZE"])
     # DeepSpeed's launcher says LOCAL_SIZE, torchrun LOCAL_WORLD_SIZE.
     local_size = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    cores = len(os.sched_getaffinity(0))
+    if cores < local_size and local_rank == 0:
+        warn(
+            f"{local_size} ranks on {socket.gethostname()} share {cores} CPU cores, and reading needs some too: give "
+            "the job more (Slurm: --cpus-per-task, for srun too), or start fewer ranks."
+        )
     if "OMP_NUM_THREADS" not in os.environ:
         # Ranks that each take all cores slow each other down several times over.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, cores // local_size))
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ValueError(

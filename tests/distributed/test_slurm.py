@@ -21,7 +21,8 @@ SCRIPT = ROOT / "launchers" / "slurm" / "train.sbatch"
 
 # Like srun with one task per node: runs the command once for each and tells it its number.
 SRUN = """#!/usr/bin/env bash
-shift  # --kill-on-bad-exit=1
+[ "$1 $2" = "--kill-on-bad-exit=1 --cpus-per-task=2" ] || { echo "srun was given $1 $2"; exit 1; }
+shift 2
 SLURM_NODEID=0 "$@" & first=$!
 SLURM_NODEID=1 "$@" & second=$!
 wait $first && wait $second
@@ -54,6 +55,7 @@ class Slurm:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "SLURM_GPUS_ON_NODE": "1",
+            "SLURM_CPUS_PER_TASK": "2",
             "SLURM_JOB_NODELIST": "node[0-1]",
             "SLURM_JOB_ID": str(os.getpid()),
         }

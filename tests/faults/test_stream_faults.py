@@ -287,14 +287,14 @@ def test_closing_does_not_wait_for_the_storage(store):
     loader.close()
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_validation_that_ranks_share_is_given_to_its_end(store, world_size):
+@pytest.mark.parametrize("to_the_end", [False, True])
+def test_fixed_windows_beyond_the_limit_end_there_unless_asked_to_go_to_the_end(store, to_the_end):
     damage(store, 0, "missing")
     given = settings(store, max_unreadable=0)
-    with Loader.fixed(given, "train", windows=60, micro_batch_size=6, world_size=world_size) as loader:
-        if world_size == 1:
+    with Loader.fixed(given, "train", windows=60, micro_batch_size=6, to_the_end=to_the_end) as loader:
+        if to_the_end:
+            assert len(list(loader)) == 10
+            assert UnreadableRecords().new(loader)[-1] == {"limit": loader.beyond_limit}
+        else:
             with pytest.raises(OSError, match="max_unreadable is 0"):
                 list(loader)
-        else:
-            assert len(list(loader)) == 5
-            assert UnreadableRecords().new(loader)[-1] == {"limit": loader.beyond_limit}

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+from ddscale.training import checkpoints as checkpoints_module
 from ddscale.training.checkpoints import SEAL, Checkpoints, SaveError
 from ddscale.training.ranks import AgreedError, Ranks
 
@@ -99,6 +101,42 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_for_the_one_before(checkpoi
     (complaint,) = complaints
     assert "step-00000003" in complaint
     assert said in complaint
+
+
+@pytest.mark.parametrize("what", ["a file", "the seal"])
+def test_a_read_that_fails_for_a_while_is_no_damage(checkpoints, monkeypatch, what):
+    save(checkpoints, 1, 2)
+    failures = fail_reads(monkeypatch, what, times=2)
+    found, complaints = checkpoints.newest_intact()
+    assert found.step == 2
+    assert complaints == []
+    assert not failures
+
+
+def test_a_read_that_goes_on_failing_ends_the_start_and_gives_up_no_checkpoint(checkpoints, monkeypatch):
+    save(checkpoints, 1, 2)
+    fail_reads(monkeypatch, "a file", times=99)
+    with pytest.raises(
+        AgreedError, match=r"could not be read for 0 s \(Input/output error\).*move .*step-00000002 away"
+    ):
+        checkpoints.newest_intact()
+    assert names(checkpoints) == ["step-00000001", "step-00000002"]
+
+
+def fail_reads(monkeypatch, what, times) -> list[OSError]:
+    """The next reads fail; what is left to fail."""
+    monkeypatch.setattr(checkpoints_module, "READ_AGAIN_AFTER_S", (0, 0, 0))
+    failures = [OSError(errno.EIO, os.strerror(errno.EIO)) for _ in range(times)]
+    owner, name = (checkpoints_module, "_hash_file") if what == "a file" else (Path, "read_bytes")
+    real = getattr(owner, name)
+
+    def read(*given):
+        if failures:
+            raise failures.pop()
+        return real(*given)
+
+    monkeypatch.setattr(owner, name, read)
+    return failures
 
 
 def test_when_nothing_is_intact_every_one_is_named(checkpoints):

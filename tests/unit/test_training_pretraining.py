@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -230,6 +231,69 @@ def test_windows_that_cannot_be_read_count_for_nothing_and_are_named(ranks, tmp_
             total = sum(row["loss_by_dataset"][name] * count for name, count in read.items() if count)
             assert row["loss"] == pytest.approx(total / sum(read.values()), rel=1e-6)
     assert unreadable
+
+
+def stores_with_lost_held_out_data(store: Path, folder: Path) -> list[str]:
+    """A healthy store, and one of a held-out person whose shards are empty."""
+    lost = write_synthetic_store(folder / "lost", ("dora",), ("four/dora", "twenty/dora"))
+    for shard in lost.rglob("*.tar"):
+        os.truncate(shard, 0)
+    return [str(store), str(lost)]
+
+
+def validated(run: Path) -> list[dict]:
+    return [row for row in rows(run) if "val_windows" in row]
+
+
+def test_held_out_windows_that_cannot_be_read_are_counted_and_named_to_the_last_step(ranks, store, tmp_path):
+    data = {**tiny_recipe(store, tmp_path)["data"], "retry_s": 0.0, "max_unreadable_fraction": 1.0}
+    data["stores"] = stores_with_lost_held_out_data(store, tmp_path)
+    run = tmp_path / "run"
+    pretrain(recipe(store, run, data=data, validation={"every": 12, "windows": 100}), ranks, Display())
+    (row,) = validated(run)
+    assert 0 < row["val_windows"] < 100
+    assert row["val_loss"] > 0
+    told = [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+    assert told
+    assert all("dora" in fault["record"] for fault in told)
+    assert {fault["step"] for fault in told} == {12}
+
+
+def test_baselines_of_a_part_of_the_held_out_windows_are_not_kept(ranks, store, tmp_path):
+    data = {**tiny_recipe(store, tmp_path)["data"], "retry_s": 0.0, "max_unreadable_fraction": 1.0}
+    data["stores"] = stores_with_lost_held_out_data(store, tmp_path)
+    whole = write_synthetic_store(tmp_path / "whole", ("dora",), ("four/dora", "twenty/dora"))
+
+    def mend(line: str) -> None:
+        if line.startswith("step 6: held-out"):
+            for shard in whole.rglob("*.tar"):
+                shutil.copyfile(shard, tmp_path / "lost" / shard.relative_to(whole))
+
+    settings = recipe(store, tmp_path / "run", data=data, validation={"every": 6, "windows": 100})
+    pretrain(settings, ranks, Display(say=mend))
+    first, last = validated(tmp_path / "run")
+    assert first["val_windows"] < last["val_windows"] == 100
+    assert first["val_loss_channel_mean"] != last["val_loss_channel_mean"]
+
+
+def test_without_any_held_out_window_training_goes_on_and_the_limit_keeps_a_checkpoint(
+    ranks, store, tmp_path
+):
+    lost = stores_with_lost_held_out_data(store, tmp_path)
+    data = {
+        **tiny_recipe(store, tmp_path)["data"],
+        "stores": lost,
+        "retry_s": 0.0,
+        "max_unreadable_fraction": 1.0,
+    }
+    data["blocklist"] = ["four/carl", "twenty/carl"]
+    pretrain(recipe(store, tmp_path / "goes on", data=data), ranks, Display())
+    assert [row["val_windows"] for row in validated(tmp_path / "goes on")] == [0, 0]
+    assert not any("val_loss" in row for row in rows(tmp_path / "goes on"))
+    data["max_unreadable"] = 0
+    with pytest.raises(AgreedError, match=r"step 6: Rank 0 could not read .*The run was saved at this step"):
+        pretrain(recipe(store, tmp_path / "ends", data=data), ranks, Display())
+    assert (tmp_path / "ends" / "checkpoints" / "step-00000006").is_dir()
 
 
 def test_every_mistake_of_a_start_is_told_with_its_remedy(ranks, store, tmp_path):

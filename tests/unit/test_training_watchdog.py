@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_a_limit_that_is_no_number_of_minutes_is_refused(monkeypatch, limit):
     monkeypatch.setenv("DEEPSPEED_TIMEOUT", limit)
     with pytest.raises(ValueError, match=f"DEEPSPEED_TIMEOUT is '{limit}': give whole minutes"):
         ranks_module.start()
+
+
+def test_more_ranks_than_cores_are_told(monkeypatch, capsys):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(
+        ranks_module, "_check_limit", lambda: sys.exit(0)
+    )  # as far as this goes without peers
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "8"), ("LOCAL_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit):
+        ranks_module.start()
+    assert "8 ranks on" in (said := capsys.readouterr().err)
+    assert "share 1 CPU cores" in said
+    assert "--cpus-per-task" in said
