@@ -37,7 +37,7 @@ from ddscale.diffusion.unet import count_parameters, merge_lora
 from ddscale.models import save_encoder
 from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise, send
-from ddscale.stream.loader import Loader
+from ddscale.stream.loader import Loader, open_stores
 from ddscale.training.faults import UnreadableRecords
 from ddscale.training.loop import Terms
 from ddscale.training.pretraining import data_identity
@@ -101,6 +101,7 @@ class Finetuning:
             micro_batch_size=recipe.micro_batch_size,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            stores=open_stores(recipe.data, check_index=ranks.local_rank == 0),
         )
         check_windows(recipe, self._loader.sfreq, self._loader.unit)
         check_stores(self._loader.stores, recipe.objective.alignment_target == "caption")

@@ -25,10 +25,13 @@ from ddscale.store.shard_cache import ShardCache, default_folder
 from ddscale.store.shard_files import OpenFiles, ReadError, ShardFiles, read_whole
 
 
-def open_store(path: str | os.PathLike[str], cache: ShardCache | None = None) -> Store:
+def open_store(
+    path: str | os.PathLike[str], cache: ShardCache | None = None, check_index: bool = True
+) -> Store:
     """Open the store in the folder `path`, or behind that URL, for reading.
 
     cache: where files of a remote store are kept while they are in use; by default 100 GB in `default_folder()`.
+    check_index: hash a folder's index, which may be gigabytes; False where another process of this machine does.
     Raises FileNotFoundError when there is none or its ingest has not finished, ValueError when it has another
     format version or its index is not the one the manifest names; ModuleNotFoundError when a URL needs a package
     that is not installed, ReadError when it does not answer.
@@ -38,16 +41,16 @@ def open_store(path: str | os.PathLike[str], cache: ShardCache | None = None) ->
         return Store(origin.folder, manifest, origin)
     folder = layout.local_folder(path)
     manifest = read_manifest(folder)
-    _check_index(folder, manifest, layout.RECORDS)
+    _check_index(folder, manifest, layout.RECORDS, check_index)
     if layout.IMAGES in manifest.tables:
-        _check_index(folder, manifest, layout.IMAGES)
+        _check_index(folder, manifest, layout.IMAGES, check_index)
     return Store(folder, manifest)
 
 
-def _check_index(folder: Path, manifest: Manifest, name: str) -> None:
+def _check_index(folder: Path, manifest: Manifest, name: str, whole: bool) -> None:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"{folder} has lost its index {name}. Copy the store again, or ingest anew.")
-    if tables.sha256_of(folder / name) != manifest.tables[name].sha256:
+    if whole and tables.sha256_of(folder / name) != manifest.tables[name].sha256:
         if (folder / layout.STAGING).is_dir():
             raise ValueError(
                 f"{folder} was left half-published: {name} is newer than {layout.MANIFEST}. "

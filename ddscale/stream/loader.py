@@ -327,12 +327,12 @@ def _end_reading(
     collator.close()
 
 
-def open_stores(settings: StreamSettings) -> list[Store]:
-    """The stores the settings name, in that order; raises what `open_store` raises."""
+def open_stores(settings: StreamSettings, check_index: bool = True) -> list[Store]:
+    """The stores the settings name, in that order; takes and raises what `open_store` does."""
     cache = ShardCache(
         Path(settings.cache.folder) if settings.cache.folder else default_folder(), settings.cache.max_gb
     )
-    return [open_store(path, cache) for path in settings.stores]
+    return [open_store(path, cache, check_index) for path in settings.stores]
 
 
 def _name_stores(entries: Sequence[Mapping[str, str]]) -> str:

@@ -17,7 +17,7 @@ from ddscale.models.masked_autoencoder import MaskedAutoencoder
 from ddscale.models.masking import random_mask
 from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import OnDevice, to_device
-from ddscale.stream.loader import Loader
+from ddscale.stream.loader import Loader, open_stores
 from ddscale.stream.settings import StreamSettings
 from ddscale.training.export import load_full
 from ddscale.training.faults import UnreadableRecords
@@ -71,6 +71,7 @@ class Pretraining:
             micro_batch_size=recipe.micro_batch_size,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            stores=open_stores(recipe.data, check_index=ranks.local_rank == 0),
         )
         self._held_out = self._open_held_out()
         self._baselines: dict[str, float] | None = None

@@ -164,6 +164,40 @@ def test_beyond_the_limit_of_unreadable_data_all_ranks_save_and_end_with_one_err
     assert rows(healthy)[0]["unreadable_windows"] == 0
 
 
+def test_beyond_the_limit_in_a_validation_all_ranks_save_and_end_with_one_error(store, tmp_path):
+    run = tmp_path / "run"
+    lost = write_synthetic_store(tmp_path / "lost", ("dora",), ("four/dora", "twenty/dora"))
+    for shard in lost.rglob("*.tar"):
+        shard.unlink()
+    data = {
+        **tiny_recipe(store, run)["data"],
+        "stores": [str(store), str(lost)],
+        "max_unreadable": 0,
+        "retry_s": 0.0,
+    }
+    failed = launch(tiny_recipe(store, run, zero_stage=2, data=data, validation={"every": 4, "windows": 64}))
+    assert failed.code != 0
+    assert failed.output.count("error: ") == 1, failed.output
+    assert "error: step 4: Rank " in failed.output
+    assert "The run was saved at this step" in failed.output
+    assert (run / "checkpoints" / "step-00000004").is_dir()
+    told = [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+    assert "too many unreadable" in {fault["kind"] for fault in told}
+
+
+def test_an_index_that_is_not_the_manifests_ends_all_ranks_though_one_of_a_node_looks(store, tmp_path):
+    damaged = tmp_path / "store"
+    subprocess.run(["cp", "-r", str(store), str(damaged)], check=True)
+    index = damaged / "records.parquet"
+    content = bytearray(index.read_bytes())
+    content[4] ^= 1  # in the first page of data
+    index.write_bytes(content)
+    failed = launch(tiny_recipe(damaged, tmp_path / "run"))
+    assert failed.code != 0
+    assert "records.parquet is not the index that manifest.json names" in failed.output
+    assert "lost contact" not in failed.output
+
+
 def test_a_flipped_bit_in_the_newest_checkpoint_is_noticed_and_the_one_before_is_used(
     healthy, store, tmp_path
 ):
