@@ -15,7 +15,7 @@ from ddscale.ingest.summary import BLOCKLISTED
 from ddscale.ingest.work import DUPLICATE, State, Step
 from ddscale.sources.recording import Recording
 from ddscale.store import layout, sealing
-from ddscale.store.staging import StagedRecording, fragment_path, read_sidecar
+from ddscale.store.staging import StagedRecording, fragment_path, read_sidecar, sidecar_path
 
 CRASHED = "crashed"
 TIMEOUT = "timeout"
@@ -160,6 +160,9 @@ class Assembly:
             for number, (recording, step) in enumerate(self._todo)
             if step in (Step.PROCESS, Step.COMPARE)
         }
+        for recording in unprocessed.values():
+            # What was staged of it describes a fragment that is about to be written anew.
+            sidecar_path(self._store, recording.dataset, recording.id).unlink(missing_ok=True)
         processed = set(range(len(self._todo))) - set(unprocessed)
         head = 0
         with Sealer(self._job, self._state) as sealer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def _sign(described: StagedRecording, recording: Recording) -> None:
     described.size_bytes, described.mtime_ns = signature(recording.path, recording.beside)
     if recording.cut:
         described.meta |= {"cut": recording.cut}
+    if recording.statement:
+        described.meta |= {"statement": json.loads(recording.statement)}
 
 
 def _explain(recording: Recording, error: Exception) -> tuple[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
+from typing import Any
 
 from ddscale.ingest.signature import NO_FILE, signature
+from ddscale.ingest.statements import Restated, differences
 from ddscale.ingest.summary import BLOCKLISTED
 from ddscale.sources.recording import Recording
 from ddscale.store import layout, sealing, tables
@@ -36,7 +38,7 @@ class Step(Enum):
 
 @dataclass(frozen=True)
 class Known:
-    """What the store says about a recording."""
+    """What the store says about a recording. statement: None where the store is older than statements."""
 
     status: str
     reason: str | None
@@ -45,6 +47,7 @@ class Known:
     size_bytes: int
     mtime_ns: int
     cut: str
+    statement: Mapping[str, Any] | None
 
     def unchanged(self, recording: Recording) -> bool:
         """A source that is no longer there, or never was a file, counts as unchanged."""
@@ -87,6 +90,7 @@ def read_state(store: Path) -> State:
     for row in about.to_pylist():
         name = row["dataset"], row["recording"]
         size, time = sources.get(name, (0, 0))
+        meta = json.loads(row["meta"] or "{}")
         state.published[name] = Known(
             row["status"],
             row["reason"],
@@ -94,39 +98,52 @@ def read_state(store: Path) -> State:
             row["subject"],
             size,
             time,
-            json.loads(row["meta"] or "{}").get("cut", ""),
+            meta.get("cut", ""),
+            meta.get("statement"),
         )
     return state
 
 
 def steps(
     store: Path, recordings: Sequence[Recording], state: State, blocked: Blocklist, hashes: dict[str, str]
-) -> list[tuple[Recording, Step]]:
-    """What there is to do, in the order in which records will lie in the store; nothing for what is done.
+) -> tuple[list[tuple[Recording, Step]], list[str]]:
+    """What there is to do, in the order in which records will lie in the store; nothing for what is done. With it,
+    sentences about recordings that are stored and of which another recipe said something else.
 
     hashes: of every `dataset/subject`.
     """
     todo = []
+    restated = Restated()
     for recording in sorted(recordings, key=lambda recording: (recording.dataset, recording.id)):
-        step = _step(store, recording, state, blocked, hashes[f"{recording.dataset}/{recording.subject}"])
+        subject = hashes[f"{recording.dataset}/{recording.subject}"]
+        step = _step(store, recording, state, blocked, subject, restated)
         if step is not None:
             todo.append((recording, step))
-    return todo
+    return todo, restated.sentences()
 
 
-def _step(store: Path, recording: Recording, state: State, blocked: Blocklist, subject: str) -> Step | None:
+def _step(
+    store: Path, recording: Recording, state: State, blocked: Blocklist, subject: str, restated: Restated
+) -> Step | None:
     name = recording.dataset, recording.id
     known = state.published.get(name)
     if subject in blocked.subjects or "/".join(name) in blocked.recordings:
         return None if known is not None and known.reason == BLOCKLISTED else Step.BLOCK
-    if known is not None and known.status == "kept":
-        return None if known.unchanged(recording) else Step.COMPARE
     if known is not None:
-        return Step.PROCESS if known.reason in RETRIED or not known.unchanged(recording) else None
+        changes = differences(known.statement, known.subject, recording, subject)
+        if known.status == "kept":
+            restated.add(recording, changes)
+            # Read as it is stated now, it would be another whatever its file holds.
+            return None if changes or known.unchanged(recording) else Step.COMPARE
+        again = known.reason in RETRIED or changes or not known.unchanged(recording)
+        return Step.PROCESS if again else None
     staged = read_sidecar(store, *name) if name in state.staged else None
     if staged is None or staged.reason in RETRIED:
         return Step.PROCESS
+    changes = differences(staged.meta.get("statement"), staged.subject, recording, subject)
     if name in state.sealed_records:
+        restated.add(recording, changes)
         return Step.TAKE  # part of it is in a shard; that its file has changed is found by the next ingest
     same = signature(recording.path, recording.beside) in (NO_FILE, (staged.size_bytes, staged.mtime_ns))
-    return Step.TAKE if same and staged.meta.get("cut", "") == recording.cut else Step.PROCESS
+    same = same and staged.meta.get("cut", "") == recording.cut and not changes
+    return Step.TAKE if same else Step.PROCESS

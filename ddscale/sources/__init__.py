@@ -11,6 +11,8 @@ A source's settings are one entry of an ingest recipe's `sources:`; its `kind` s
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -73,6 +75,13 @@ def list_recordings(source: SourceSettings) -> Listing:
 
     Raises FileNotFoundError when there is none, ValueError when the source cannot be used as configured.
     """
+    listing = _list(source)
+    statement = json.dumps(source.statement, ensure_ascii=False, sort_keys=True)
+    stated = [replace(recording, statement=statement) for recording in listing.recordings]
+    return replace(listing, recordings=stated)
+
+
+def _list(source: SourceSettings) -> Listing:
     match source:
         case FilesSource():
             return list_files(source)

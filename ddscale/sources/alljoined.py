@@ -11,14 +11,14 @@ import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ddscale.signal.channels import standardise
 from ddscale.sources.epochs import Shown, check_pictures, recording_of_epochs
-from ddscale.sources.provenance import Provenance
+from ddscale.sources.provenance import Provenance, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Picture, Recording
 
 Part = Literal["train", "test"]
@@ -39,19 +39,19 @@ class AlljoinedSource(Provenance):
 
     kind: Literal["alljoined"]
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """Folder with `train-*.parquet` and `test-*.parquet`."""
 
-    images: list[str] = Field(min_length=1)
+    images: Annotated[list[str], Whereabouts] = Field(min_length=1)
     """Folders with COCO's pictures, searched in this order, such as `coco/train2017` and `coco/val2017`."""
 
-    captions: list[str] = []
+    captions: Annotated[list[str], Whereabouts] = []
     """COCO's caption files, such as `captions_train2017.json`; each picture gets the first of its captions."""
 
     published_split: bool = True
     """Keep the published division into train and test. false: pictures are divided by a hash of their content."""
 
-    subjects: list[int] | None = Field(None, min_length=1)
+    subjects: Annotated[list[int] | None, Whereabouts] = Field(None, min_length=1)
     """Persons to take; left out: all."""
 
     channels: list[str] = Field(default_factory=_BIOSEMI64.split)

@@ -11,11 +11,11 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ddscale.sources.files import open_file, size_of
 from ddscale.sources.identity import recording_ids
-from ddscale.sources.provenance import ChannelKind, Provenance, Unit
+from ddscale.sources.provenance import ChannelKind, Provenance, Unit, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Position, Statements, is_stated
 
@@ -53,13 +53,13 @@ class BidsSource(Provenance):
 
     kind: Literal["bids"]
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """The dataset's folder: the one with `dataset_description.json` and `sub-*`."""
 
-    subjects: list[str] | None = None
+    subjects: Annotated[list[str] | None, Whereabouts] = None
     """Subjects to take, without `sub-`; left out: all."""
 
-    tasks: list[str] | None = None
+    tasks: Annotated[list[str] | None, Whereabouts] = None
     """Tasks to take, without `task-`; left out: all."""
 
     unit: Unit | None = None

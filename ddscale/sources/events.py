@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ddscale.sources.files import FilesSource, list_files, open_file
 from ddscale.sources.folder import FolderSource
-from ddscale.sources.provenance import Unit
+from ddscale.sources.provenance import Unit, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording, Trial
 from ddscale.sources.selection import Statements
 from ddscale.sources.trial_table import Event, read_table, to_trials
@@ -30,20 +30,20 @@ class EventsSource(FolderSource):
     unit: Unit | None = None
     """Unit of the numbers in the files, whatever their headers say; leave out to believe the headers."""
 
-    csv: str | None = None
+    csv: Annotated[str | None, Whereabouts] = None
     """Table of trials: columns `recording` (path relative to `folder`), `onset` and `duration` (s), and any of `image`
     (path), `label`, `caption`, `split` (of the picture: train, val or test). Other recordings are left out."""
 
-    images: str | None = None
+    images: Annotated[str | None, Whereabouts] = None
     """Folder that the CSV's `image` paths are relative to; left out: the folder the CSV is in."""
 
-    annotations: dict[str, str] | None = Field(None, min_length=1)
+    annotations: Annotated[dict[str, str] | None, Whereabouts] = Field(None, min_length=1)
     """Instead of a CSV: names or codes of events in the files that begin a trial, and the label of each."""
 
-    tmin: float = 0.0
+    tmin: Annotated[float, Whereabouts] = 0.0
     """From the event to the beginning of the trial, s (`annotations:` only); negative: before it."""
 
-    duration: float | None = Field(None, gt=0)
+    duration: Annotated[float | None, Whereabouts] = Field(None, gt=0)
     """Length of a trial, s (`annotations:` only)."""
 
     @field_validator("annotations")
@@ -164,16 +164,8 @@ def _with(
     beside: tuple[str, ...] = (),
     cut: str = "",
 ) -> Recording:
-    return Recording(
-        dataset=recording.dataset,
-        subject=recording.subject,
-        id=recording.id,
-        path=recording.path,
-        size_bytes=recording.size_bytes,
-        opener=partial(open_with_trials, recording.opener, trials),
-        beside=beside,
-        cut=cut,
-    )
+    opener = partial(open_with_trials, recording.opener, trials)
+    return replace(recording, opener=opener, beside=beside, cut=cut)
 
 
 def open_with_trials(

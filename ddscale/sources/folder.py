@@ -10,28 +10,29 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from ddscale.sources.formats import FOLDER_EXTENSIONS, extension
 from ddscale.sources.identity import SubjectRule, recording_ids
-from ddscale.sources.provenance import ChannelKind, Provenance
+from ddscale.sources.provenance import ChannelKind, Provenance, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 
 
 class FolderSource(Provenance):
     """A folder of recordings, one or a few files each."""
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """Folder to search, with everything below it."""
 
-    include: list[str] = Field(default_factory=lambda: ["**/*"], min_length=1)
+    include: Annotated[list[str], Whereabouts] = Field(default_factory=lambda: ["**/*"], min_length=1)
     """Patterns of paths relative to `folder` to take (`*` within a name, `**` across folders, `?` one letter)."""
 
-    exclude: list[str] = []
+    exclude: Annotated[list[str], Whereabouts] = []
     """Patterns of relative paths to leave out, after `include`."""
 
-    subject: str = "parent"
+    subject: Annotated[str, Whereabouts] = "parent"
     """Who was recorded: `parent` (name of the file's folder), `stem` (file name), or a regular expression on the
     relative path whose first (or `subject`) group is the subject. Splits between training and validation go by it."""
 

@@ -10,14 +10,14 @@ import warnings
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from ddscale.signal.channels import standardise
 from ddscale.sources.epochs import Shown, check_pictures, recording_of_epochs, suffix_of
-from ddscale.sources.provenance import Provenance
+from ddscale.sources.provenance import Provenance, Whereabouts
 from ddscale.sources.recording import STANDARDISED, Listing, OpenRecording, Picture, Recording
 
 _SFREQ = 1000.0
@@ -37,14 +37,14 @@ class ImageNetEEGSource(Provenance):
 
     kind: Literal["imagenet-eeg"]
 
-    eeg: str
+    eeg: Annotated[str, Whereabouts]
     """The recordings: `eeg_5_95_std.pth`, `eeg_14_70_std.pth` or `eeg_55_95_std.pth`. Files in PyTorch's old format
     are read into memory whole, in each worker."""
 
-    images: str
+    images: Annotated[str, Whereabouts]
     """ImageNet's training folder, with `n02951358/n02951358_31190.JPEG` in it; only what was shown need be there."""
 
-    splits: str | None = None
+    splits: Annotated[str | None, Whereabouts] = None
     """The division into train, val and test: `block_splits_by_image_all.pth` or `..._single.pth`; left out: by a hash
     of the pictures' content."""
 
@@ -55,13 +55,13 @@ class ImageNetEEGSource(Provenance):
     split_number: int = Field(0, ge=0)
     """Which of the file's divisions."""
 
-    subjects: list[int] | None = Field(None, min_length=1)
+    subjects: Annotated[list[int] | None, Whereabouts] = Field(None, min_length=1)
     """Persons to take, 1 to 6; left out: all. Most of what was published is on person 4 alone."""
 
-    start: int = Field(20, ge=0)
+    start: Annotated[int, Whereabouts] = Field(20, ge=0)
     """First sample of a trial, ms after the picture appears: earlier ones may hold what the one before evoked."""
 
-    stop: int = Field(460, le=_SHORTEST)
+    stop: Annotated[int, Whereabouts] = Field(460, le=_SHORTEST)
     """Last sample of a trial, not included, ms."""
 
     captions: dict[str, str] = {}

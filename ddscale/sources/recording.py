@@ -69,6 +69,7 @@ class Recording:
     size_bytes: on disk, or an estimate where the data is not there yet; for balancing work, not for checks.
     beside: paths of other files that say what is in it, such as a table of trials.
     cut: what settings make of it beyond its files, such as where trials begin; another text, another recording.
+    statement: what settings say of it, as JSON, such as the unit of its numbers; empty: not known.
     """
 
     dataset: str
@@ -79,6 +80,7 @@ class Recording:
     opener: Callable[[], OpenRecording] = field(repr=False)
     beside: tuple[str, ...] = ()
     cut: str = ""
+    statement: str = ""
 
     def open(self) -> OpenRecording:
         """Open for reading; use as a context manager.

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from ddscale.sources.files import open_file
-from ddscale.sources.provenance import Provenance
+from ddscale.sources.provenance import Provenance, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Statements
 from ddscale.sources.simulation.devices import DEVICES
@@ -28,22 +28,22 @@ class SimulatedSource(Provenance):
 
     kind: Literal["simulated"]
 
-    url: str = "simulated by ddscale"
+    url: Annotated[str, Whereabouts] = "simulated by ddscale"
     """Provenance that the store and the report give; it should go on beginning with `simulated`."""
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """Folder to write the files into; a file that is there already is read again, not written again."""
 
-    subjects: int = Field(12, ge=1)
+    subjects: Annotated[int, Whereabouts] = Field(12, ge=1)
     """Simulated persons; each has a head, rhythms and a device of their own, taken in turn from `devices`."""
 
-    recordings_per_subject: int = Field(1, ge=1)
+    recordings_per_subject: Annotated[int, Whereabouts] = Field(1, ge=1)
     """Recordings of each person."""
 
     minutes: float = Field(5.0, gt=0, le=30)
     """Length of each recording; one is generated in memory (256 channels: 20 MB a minute, several times over)."""
 
-    devices: list[str] = Field(default_factory=lambda: list(DEVICES), min_length=1)
+    devices: Annotated[list[str], Whereabouts] = Field(default_factory=lambda: list(DEVICES), min_length=1)
     """Devices that record; the number in the name is the number of EEG channels."""
 
     seed: int = Field(0, ge=0)

@@ -12,13 +12,13 @@ import io
 import os
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ddscale.sources.events import open_events
-from ddscale.sources.provenance import Provenance
+from ddscale.sources.provenance import Provenance, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Statements
 from ddscale.sources.trial_table import COLUMNS, Event, read_table
@@ -34,13 +34,13 @@ class SimulatedEvokedSource(Provenance):
 
     kind: Literal["simulated-evoked"]
 
-    url: str = "simulated by ddscale"
+    url: Annotated[str, Whereabouts] = "simulated by ddscale"
     """Provenance that the store and the report give; it should go on beginning with `simulated`."""
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """Folder to write recordings, pictures and the table into; what is there already is read again."""
 
-    subjects: int = Field(6, ge=1)
+    subjects: Annotated[int, Whereabouts] = Field(6, ge=1)
     """Simulated persons, each with a head, rhythms, latencies and amplitudes of their own."""
 
     pictures: int = Field(1500, ge=10, le=1797)

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,7 @@ from ddscale.signal.channels import standardise
 from ddscale.sources.epochs import SUFFIXES, Shown, check_pictures, recording_of_epochs, suffix_of
 from ddscale.sources.identity import recording_ids
 from ddscale.sources.plain_pickle import load_dict
-from ddscale.sources.provenance import Provenance, Unit
+from ddscale.sources.provenance import Provenance, Unit, Whereabouts
 from ddscale.sources.recording import STANDARDISED, Listing, OpenRecording, Picture, Recording
 
 Part = Literal["training", "test"]
@@ -35,23 +35,23 @@ class ThingsEEG2Source(Provenance):
 
     kind: Literal["things-eeg2"]
 
-    folder: str
+    folder: Annotated[str, Whereabouts]
     """Folder with `sub-01` and so on. Files are read into memory whole, one per worker (up to 8 GB each)."""
 
-    images: str
+    images: Annotated[str, Whereabouts]
     """Folder with `training_images` and `test_images`."""
 
-    metadata: str | None = None
+    metadata: Annotated[str | None, Whereabouts] = None
     """The file that says which picture is which; left out: `image_metadata.npy` in `images`, where there is one."""
 
-    subjects: list[str] | None = Field(None, min_length=1)
+    subjects: Annotated[list[str] | None, Whereabouts] = Field(None, min_length=1)
     """Persons to take, such as `sub-01`; left out: all."""
 
-    values: Literal["standardised"] | Unit = "standardised"
+    values: Annotated[Literal["standardised"] | Unit, Whereabouts] = "standardised"
     """Unit of the numbers. The published files were whitened by their noise and have none; files of your own
     preprocessing may be in V."""
 
-    tmin: float = 0.0
+    tmin: Annotated[float, Whereabouts] = 0.0
     """Beginning of a trial, s after the picture appears; the files begin before."""
 
     @property

@@ -134,13 +134,15 @@ def test_a_recording_that_hangs_is_quarantined_and_the_others_go_on(
 
 
 def todo_of(given):
-    from ddscale.ingest import work
+    from ddscale.ingest import names, work
     from ddscale.store.manifest import Blocklist
 
     (source,) = given.sources
     recordings = running.list_recordings(source).recordings
-    hashes = {f"{recording.dataset}/{recording.subject}": "" for recording in recordings}
-    return work.steps(Path(given.out), recordings, work.read_state(Path(given.out)), Blocklist(), hashes)
+    everybody = [f"{recording.dataset}/{recording.subject}" for recording in recordings]
+    hashes = {name: names.hashed(name, given.salt) for name in everybody}
+    state = work.read_state(Path(given.out))
+    return work.steps(Path(given.out), recordings, state, Blocklist(), hashes)[0]
 
 
 def test_who_waits_behind_one_that_hangs_is_not_blamed():

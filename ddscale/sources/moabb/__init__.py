@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ddscale.sources.provenance import Provenance, Unit
+from ddscale.sources.provenance import Provenance, Unit, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Statements
 
@@ -34,10 +34,10 @@ class MoabbSource(Provenance):
     name: str
     """The dataset's class in `moabb.datasets`, such as `BNCI2014_001`."""
 
-    subjects: list[int] | None = Field(None, min_length=1)
+    subjects: Annotated[list[int] | None, Whereabouts] = Field(None, min_length=1)
     """Subjects by MOABB's numbers; left out: all."""
 
-    downloads: str | None = None
+    downloads: Annotated[str | None, Whereabouts] = None
     """Folder that downloads are kept in; left out: MNE's (`MNE_DATA`, or mne_data in the home folder)."""
 
     unit: Unit | None = None
