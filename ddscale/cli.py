@@ -191,6 +191,9 @@ def toy(folder: Annotated[Path, typer.Argument(help="where the toy goes")]) -> N
 
 
 RunArgument = Annotated[Path, typer.Argument(help="a fine-tuned run's folder")]
+UnitOption = Annotated[
+    str | None, typer.Option(help="unit of a file's numbers, such as mV, where its header is silent or wrong")
+]
 SplitOption = Annotated[str, typer.Option(help="which part of a store: train, val or test")]
 
 
@@ -203,9 +206,7 @@ def generate(
         int | None, typer.Option(min=1, help="so many windows, drawn by chance; default all")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="default: RUN/generated")] = None,
-    unit: Annotated[
-        str | None, typer.Option(help="unit of a file's numbers, where its header is silent")
-    ] = None,
+    unit: UnitOption = None,
     exported: Annotated[
         Path | None, typer.Option(help="an export's folder: its runtime draws the same, and is compared")
     ] = None,
@@ -229,6 +230,44 @@ def generate(
             f"{compared['largest_pixel_difference']} of 255 ({compared['tolerance']} allowed)"
         )
     print(f"{pictures} pictures in {target}, the first of them together in {target / GRID}")
+
+
+@app.command()
+def encode(
+    model: Annotated[Path, typer.Argument(help="a run's folder, or an encoder's")],
+    eeg: Annotated[str, typer.Option(help="a store, or a recording file in any format MNE reads")],
+    out: Annotated[Path, typer.Option(help="folder for features.npy and windows.parquet")],
+    features: Annotated[
+        Literal["mean", "mean_std", "tokens"],
+        typer.Option(help="of a window: its tokens' mean, mean and deviation over time, or all of them"),
+    ] = "mean",
+    split: Annotated[
+        Literal["train", "val", "test"] | None, typer.Option(help="part of a store; default: all")
+    ] = None,
+    cut: Annotated[
+        Literal["sliding", "trials"] | None,
+        typer.Option(
+            help="windows that follow each other, or one a trial; default: trials where there are any"
+        ),
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0, help="part of a sliding window that the next repeats")
+    ] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="windows encoded together")] = 64,
+    unit: UnitOption = None,
+) -> None:
+    """Features of EEG from a pretrained encoder: filtered, resampled and normalised as in its pretraining.
+
+    OUT/features.npy has a row for each window, OUT/windows.parquet says whose it is and when it began.
+    """
+    from ddscale.evaluation.features import FEATURES, WINDOWS, EncodeSettings
+    from ddscale.evaluation.features import encode as encode_eeg
+    from ddscale.reporting.progress import Progress
+
+    settings = EncodeSettings(features, split, cut, overlap, batch_size)
+    with Progress("windows") as progress:
+        done = encode_eeg(model, eeg, out, settings, unit=unit, on_progress=progress.update)
+    print(f"features: {out / FEATURES} {done.shape}, their windows: {out / WINDOWS}")
 
 
 @app.command()

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from ddscale.evaluation.given import normalisation_of
 from ddscale.evaluation.labelled import LabelledTrials
 from ddscale.evaluation.probe_recipe import FineTuning
 from ddscale.models.config import EncoderConfig
@@ -23,7 +23,9 @@ from ddscale.models.encoder import EEGEncoder
 from ddscale.models.encoder_folder import ModelDescription
 from ddscale.stream.collation import Group, HostBatch
 from ddscale.stream.device import materialise
-from ddscale.stream.settings import Normalisation, ZScore
+from ddscale.stream.settings import Normalisation
+
+Features = Literal["mean", "mean_std", "tokens"]
 
 _BATCH = 64
 
@@ -97,9 +99,7 @@ def trial_windows(
             f"{folder} was pretrained at {float(sfreq):g} Hz, the trials of {trials.store.path} have "
             f"{trials.sfreq:g} Hz: ingest them with preprocessing.sfreq: {float(sfreq):g}."
         )
-    stated = description.metadata.get("normalisation")
-    # An encoder that does not say, such as one converted from elsewhere, is given this project's own.
-    normalisation: Any = TypeAdapter(Normalisation).validate_python(stated) if stated else ZScore()
+    normalisation = normalisation_of(description.metadata.get("normalisation"))
     config = EncoderConfig.model_validate(description.config)
     return TrialWindows(trials, config, normalisation, overlap, short_trials, device)
 
@@ -109,6 +109,16 @@ def random_encoder(config: EncoderConfig, seed: int) -> EEGEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EEGEncoder(config).eval()
+
+
+@torch.no_grad()
+def features_of(encoder: EEGEncoder, x_BWC: Tensor, kind: Features) -> Tensor:
+    """Of each window the mean of its tokens (B, D), mean and standard deviation over time (B, 2D), or the tokens
+    (B, tokens, D)."""
+    output = encoder(x_BWC)
+    if kind == "tokens":
+        return output.tokens
+    return output.pooled if kind == "mean" else torch.cat([output.pooled, output.tokens.std(dim=1)], dim=1)
 
 
 @torch.no_grad()
@@ -122,11 +132,8 @@ def frozen_features(
         parts = []
         for first in range(0, n_trials, _BATCH):
             chosen = np.arange(first, min(first + _BATCH, n_trials))
-            output = encoder(windows.at(chosen, np.full(len(chosen), start)))
-            found = [output.pooled]
-            if kind == "mean_std":
-                found.append(output.tokens.std(dim=1))
-            parts.append(torch.cat(found, dim=1).double().cpu().numpy())
+            x_BWC = windows.at(chosen, np.full(len(chosen), start))
+            parts.append(features_of(encoder, x_BWC, kind).double().cpu().numpy())
         total = total + np.concatenate(parts)
     return np.asarray(total) / len(windows.starts)
 

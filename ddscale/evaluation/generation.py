@@ -11,9 +11,10 @@ import numpy as np
 from ddscale.deploy.runtime import EEGToImage
 from ddscale.diffusion.generate import EEGWindow, Generated, GenerateSettings, generate
 from ddscale.evaluation.drawing import draw_exported, microvolts_of
+from ddscale.evaluation.given import given_eeg, needs_of_conditioner
 from ddscale.evaluation.pictures import load_run
 from ddscale.evaluation.results import write_json
-from ddscale.evaluation.trials import Trial, Trials, store_of
+from ddscale.evaluation.trials import Trial, Trials
 
 COMPARISON = "runtime.json"
 TOLERANCE = 3
@@ -44,9 +45,10 @@ def generate_from(
     """
     pipeline, recipe = load_run(run)
     facts = {"run": str(run), "steps": recipe.steps, "stable_diffusion": recipe.stable_diffusion}
-    with store_of(eeg, pipeline.conditioner, unit) as store:
+    with given_eeg(eeg, needs_of_conditioner(pipeline.conditioner), unit) as given:
         # A file by itself is held out from nothing: all of it lies in the split that a store has by default.
-        trials = Trials(pipeline.conditioner, store, split if store == eeg else "train", windows)
+        held_out = split if given.file is None else "train"
+        trials = Trials(pipeline.conditioner, given.address, held_out, windows, file=given.file)
         kept: list[Trial] = []
 
         def windows_in_turn() -> Iterator[EEGWindow]:

@@ -198,6 +198,13 @@ class Store:
         except OSError:
             return f"row {row}"
 
+    def onset_s(self, row: int, sample: int) -> float:
+        """Where a sample of a record lies, in seconds from the beginning of its recording.
+
+        Of a recording with interruptions, the seconds that were recorded are counted.
+        """
+        return round((int(self.start[row]) + sample) / self.sfreq, 6)
+
     def channels_of(self, row: int) -> list[MontageChannel]:
         """The channels of one record, in the order of its columns."""
         montage = self.montages[self._name("montage", row)]

@@ -200,6 +200,35 @@ def cell(path: Path, column: str, row: int) -> Any:
         return file.read_row_group(group, columns=[column])[column][row].as_py()
 
 
+class Groups:
+    """Rows of a table by number, some columns of them: for long tables, of which only one group is held at a time.
+
+    Rows asked for in about their order cost the reading of each group once.
+    """
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        self._path, self._columns = path, list(columns)
+        with pq.ParquetFile(path) as file:
+            self._there = [name for name in self._columns if name in file.schema_arrow.names]
+            counts = [
+                file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)
+            ]
+        self._ends = np.cumsum(counts)
+        self._group = -1
+        self._first = 0
+        self._rows: pa.Table | None = None
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Values of one row by column; None in columns that the table lacks."""
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        if group != self._group or self._rows is None:
+            with pq.ParquetFile(self._path) as file:
+                self._rows = file.read_row_group(group, columns=self._there)
+            self._group, self._first = group, int(self._ends[group - 1]) if group else 0
+        found = {name: self._rows[name][row - self._first].as_py() for name in self._there}
+        return {name: found.get(name) for name in self._columns}
+
+
 def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """A column of names in memory as (codes, names): `names[codes[row]]`; names are sorted and all in use.
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ddscale.store import Store
-from ddscale.stream.order import Order
+from ddscale.stream.order import Assignments
 from ddscale.stream.unreadable import Fault
 from ddscale.stream.window_reads import WindowRead, WindowReads
 from ddscale.stream.windows import Located
@@ -132,6 +132,12 @@ class Slot:
             self.batch.in_flight.synchronize()
 
 
+class Assigning(Protocol):
+    """What decides which window is at a position: an `Order`, or one that shuffles nothing."""
+
+    def at(self, positions: NDArray[np.int64]) -> Assignments: ...
+
+
 class Collator:
     """Reads the windows of a micro-batch into a slot; called by several reader threads at once.
 
@@ -143,7 +149,7 @@ class Collator:
     def __init__(
         self,
         stores: Sequence[Store],
-        order: Order,
+        order: Assigning,
         positions_of: Callable[[int], NDArray[np.int64]],
         datasets: Sequence[str],
         window_samples: int,
