@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ddscale.ingest.chain import Job
+from ddscale.ingest.marks import MARKED_BAD
 from ddscale.ingest.pool import Pool, TookTooLong, WorkerDied
 from ddscale.ingest.processing import describe, ingest_recording, quarantine
 from ddscale.ingest.summary import BLOCKLISTED
@@ -190,7 +191,8 @@ class Assembly:
         assert staged is not None, f"{name} was processed and left no sidecar"
         if step is Step.COMPARE:
             fragment_path(self._store, *name).unlink(missing_ok=True)
-            if staged.content == self._state.published[name].content:
+            known = self._state.published[name]
+            if (staged.content, staged.meta.get(MARKED_BAD)) == (known.content, known.marks):
                 self._settled.append(name)
             else:
                 self.changed.append(_changed(recording, staged))
@@ -216,7 +218,7 @@ class Assembly:
 
 def _changed(recording: Recording, staged: StagedRecording) -> str:
     now = (
-        "holds another signal, or other trials,"
+        "holds another signal, other trials or other stretches marked as bad"
         if staged.status == "kept"
         else f"cannot be used any more ({staged.reason})"
     )

@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from ddscale.ingest import trials
+from ddscale.ingest import marks, trials
 from ddscale.ingest.cutting import Stretch, cut
 from ddscale.ingest.trials import PlacedTrial, ProcessedSpan
 from ddscale.signal.preprocessing import NonFinite, Preprocessing, process, split_at_nonfinite
@@ -75,15 +75,17 @@ def run(
     eeg_C: np.ndarray,
     line_freq: float | None,
     scratch: IO[bytes],
+    bad: marks.Stretches,
 ) -> Processed:
     """Process the channels `picks` of a recording into `scratch` and cut what is good into records.
 
-    eeg_C: which of the picked channels are EEG. line_freq: the survey's, Hz.
+    eeg_C: which of the picked channels are EEG. line_freq: the survey's, Hz. bad: what is left out
+    because it is marked.
     Stretches with NaN are left out: only when one is met is the recording searched for the others, so that the
     many recordings without are read once less. A recording with trials is cut into those.
     """
     try:
-        return _run(job, opened, picks, eeg_C, line_freq, scratch, opened.spans, [])
+        return _run(job, opened, picks, eeg_C, line_freq, scratch, bad, opened.spans, [])
     except NonFinite:
         shortest = round(job.content.min_record_s * opened.sfreq)
         if opened.trials:
@@ -94,7 +96,7 @@ def run(
             kept, rejected = split_at_nonfinite(opened.read, span, shortest, picks)
             finite += kept
             holes += rejected
-    done = _run(job, opened, picks, eeg_C, line_freq, scratch, finite, holes)
+    done = _run(job, opened, picks, eeg_C, line_freq, scratch, bad, finite, holes)
     if opened.trials:
         return done
     done.rejected.extend(
@@ -116,6 +118,7 @@ def _run(
     eeg_C: np.ndarray,
     line_freq: float | None,
     scratch: IO[bytes],
+    bad: marks.Stretches,
     spans: Sequence[tuple[int, int]],
     holes: Sequence[tuple[int, int]],
 ) -> Processed:
@@ -147,7 +150,8 @@ def _run(
             samples += len(values_TC)
         meter.close_span()
         written.append(written[-1] + samples)
-    judged = meter.judge()
+    ratio = content.sfreq / opened.sfreq
+    judged = [marks.marked(cells, span, bad, ratio) for cells, span in zip(meter.judge(), spans, strict=True)]
     if opened.trials:
         processed = [
             ProcessedSpan(*span, stop - start, start, cells)

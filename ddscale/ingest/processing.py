@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ddscale.ingest import chain, trials
+from ddscale.ingest import chain, marks, trials
 from ddscale.ingest.chain import Job, Piece
 from ddscale.ingest.cutting import TOO_SHORT, main_reason
 from ddscale.ingest.signature import signature
@@ -147,11 +147,14 @@ def _process(
     if not eeg_C.any():
         kinds = ", ".join(sorted({channel.kind for channel in opened.channels}))
         raise Unusable("no_eeg", f"has no EEG channel, only {kinds}: state `kinds:` if its names mislead.")
+    marked = opened.marks if job.quality.marked_bad else []
+    names = {channel.name for channel, is_eeg in zip(channels, eeg_C, strict=True) if is_eeg}
+    bad_stretches = marks.stretches(marked, names, job.quality.bad_channels)
     seen = survey(
         lambda start, stop: opened.read(start, stop)[picks],
         opened.n_samples,
         opened.sfreq,
-        opened.spans,
+        marks.outside(opened.spans, bad_stretches, opened.sfreq),
         eeg_C,
         job.quality.flat_uV,
     )
@@ -159,7 +162,10 @@ def _process(
     described.montage = _montage(job, opened, channels)
     described.positions = _positions(channels)
     described.meta = _meta(job, opened, seen)
+    if bad_stretches:
+        described.meta |= {marks.MARKED_BAD: marks.digest(bad_stretches)}
     described.notes = [*_check_unit(opened, seen), *trials.notes(opened)]
+    described.notes += marks.notes(opened) if marked else []
     bad = bad_channels(seen, job.quality)
     described.dropped = sorted(bad)
     good = [i for i in range(len(picks)) if i not in bad]
@@ -177,7 +183,9 @@ def _process(
         )
         for i in described.dropped
     ]
-    done = chain.run(job, opened, [picks[i] for i in good], eeg_C[good], seen.line_freq, scratch)
+    done = chain.run(
+        job, opened, [picks[i] for i in good], eeg_C[good], seen.line_freq, scratch, bad_stretches
+    )
     if not done.pieces:
         raise Unusable(
             *main_reason([stretch for stretch in done.rejected if stretch.reason != trials.NO_TRIAL])

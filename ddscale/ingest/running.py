@@ -19,6 +19,7 @@ from ddscale.ingest.pool import open_pool
 from ddscale.ingest.recipe import IngestRecipe
 from ddscale.ingest.summary import Summary, summarise, write_summary
 from ddscale.ingest.work import State, Step, read_state, steps
+from ddscale.signal.quality import Quality
 from ddscale.sources import list_recordings
 from ddscale.sources.recording import Picture, Recording
 from ddscale.store import images, layout, tables
@@ -54,9 +55,13 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         notes += [f"dataset {source.dataset}: {note}" for note in listing.notes]
         terms.datasets[source.dataset] = DatasetTerms(source.licence, source.url, listing.rejected)
     store = layout.local_folder(recipe.out)
-    content = recipe.store_format()
     with _sole_writer(store):
-        _check_store(store, content)
+        content, quality = _as_built(store, recipe.store_format(), recipe.effective_quality)
+        if quality != recipe.effective_quality:
+            notes.append(
+                f"{store} was begun before ddscale left out what is marked as bad: to stay of one kind, it keeps such "
+                "stretches of new recordings as well. Ingest into a new folder (`out:`) to leave them out."
+            )
         if (store / layout.STAGING).is_dir():
             layout.remove_temporaries(store)
         state = read_state(store)
@@ -86,7 +91,7 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
             or not _same_terms(store, terms)
         ):
             layout.write_bytes(format_note, content.model_dump_json().encode())
-            job = Job(os.fspath(store), content, recipe.preprocessing, recipe.effective_quality, recipe.salt)
+            job = Job(os.fspath(store), content, recipe.preprocessing, quality, recipe.salt)
             work = sum(step in (Step.PROCESS, Step.COMPARE) for _, step in todo)
             assembly = Assembly(job, todo, state)
             limit_s = None if recipe.recording_limit_h is None else 3600 * recipe.recording_limit_h
@@ -127,8 +132,11 @@ def _sole_writer(store: Path) -> Iterator[None]:
             store.rmdir()  # only when empty
 
 
-def _check_store(store: Path, content: StoreFormat) -> None:
-    """Raises ValueError when the folder holds a store of other settings, or something else."""
+def _as_built(store: Path, content: StoreFormat, quality: Quality) -> tuple[StoreFormat, Quality]:
+    """The recipe's settings, or those that continue a store which knows no `marked_bad`.
+
+    Raises ValueError when the folder holds a store of other settings, or something else.
+    """
     staged_format = store / layout.STAGING / FORMAT_NOTE
     if (store / layout.MANIFEST).is_file():
         built = read_manifest(store).content
@@ -142,11 +150,16 @@ def _check_store(store: Path, content: StoreFormat) -> None:
             raise ValueError(
                 f"out: {store} holds other things ({', '.join(strange[:5])}). Choose an empty or a new folder."
             )
-        return
+        return content, quality
+    if "marked_bad" not in built.quality:
+        quality = quality.model_copy(update={"marked_bad": False})
+        stated = {name: value for name, value in content.quality.items() if name != "marked_bad"}
+        content = content.model_copy(update={"quality": stated})
     old, new = built.model_dump(mode="json"), content.model_dump(mode="json")
     differing = [part for name in old for part in _differences(name, old[name], new[name])]
     if differing:
         raise ValueError(f"{store} was built with other settings: {'; '.join(differing)}. {remedy}")
+    return content, quality
 
 
 def _differences(name: str, old: object, new: object) -> Iterator[str]:

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from ddscale.ingest.marks import MARKED_BAD
 from ddscale.ingest.signature import NO_FILE, signature
 from ddscale.ingest.statements import Restated, differences
 from ddscale.ingest.summary import BLOCKLISTED
@@ -38,7 +39,10 @@ class Step(Enum):
 
 @dataclass(frozen=True)
 class Known:
-    """What the store says about a recording. statement: None where the store is older than statements."""
+    """What the store says about a recording.
+
+    statement: None where the store is older than statements. marks: digest of what was marked as bad, if anything.
+    """
 
     status: str
     reason: str | None
@@ -48,6 +52,7 @@ class Known:
     mtime_ns: int
     cut: str
     statement: Mapping[str, Any] | None
+    marks: str | None
 
     def unchanged(self, recording: Recording) -> bool:
         """A source that is no longer there, or never was a file, counts as unchanged."""
@@ -100,6 +105,7 @@ def read_state(store: Path) -> State:
             time,
             meta.get("cut", ""),
             meta.get("statement"),
+            meta.get(MARKED_BAD),
         )
     return state
 

@@ -18,7 +18,7 @@ import mne
 import numpy as np
 
 from ddscale.sources import companions
-from ddscale.sources.recording import OpenRecording
+from ddscale.sources.recording import Mark, OpenRecording
 from ddscale.sources.selection import Position, Statements, select
 
 # MNE's channel types that may be of use; the others (MEG, NIRS, intracranial...) are left out by name.
@@ -32,9 +32,13 @@ _KINDS = {
     "bio": "misc",
 }
 
-# Annotations that mark where recording was interrupted; those with a duration cover samples that are not data.
-_BREAKS = ("boundary", "BAD boundary", "EDGE boundary", "BAD_ACQ_SKIP", "New Segment/")
-_SKIPS = ("BAD_ACQ_SKIP",)
+# Annotations that mark where recording was interrupted, in lower case as MNE compares them; those that begin like a
+# skip cover samples that are not data.
+_BREAKS = ("boundary", "bad boundary", "new segment/")
+_EDGE = "edge"
+_SKIP = "bad_acq_skip"
+# What a person marked as bad; MNE itself puts a word in front when it exports to BrainVision.
+_BAD = ("bad", "comment/bad")
 
 # Formats whose files have no word on their unit, and whose writers are used to µV.
 _UNIT_BY_CUSTOM = {"EEGLAB", "Nicolet", "BCI2000", "eXimia"}
@@ -113,6 +117,7 @@ def from_raw(
         unit_source=selection.unit_source,
         reference=statements.reference or reference,
         spans=_spans(raw),
+        marks=_marks(raw),
         meta=_meta(raw, format_name, selection.dropped) | dict(statements.meta),
         close=release,
     )
@@ -246,12 +251,12 @@ def _spans(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
     sfreq, first, n_times = raw.info["sfreq"], raw.first_time, int(raw.n_times)
     cuts: list[tuple[int, int]] = []
     for annotation in raw.annotations:
-        description = annotation["description"]
-        if description not in _BREAKS:
+        description = annotation["description"].lower()
+        if not (description in _BREAKS or description.startswith((_EDGE, _SKIP))):
             continue
         # EEGLAB's boundaries and NetStation's skips lie half a sample before the one they precede.
         begin = (annotation["onset"] - first) * sfreq
-        end = begin + (annotation["duration"] * sfreq if description in _SKIPS else 0)
+        end = begin + (annotation["duration"] * sfreq if description.startswith(_SKIP) else 0)
         begin, end = (min(max(math.ceil(value - 1e-3), 0), n_times) for value in (begin, end))
         cuts.append((begin, end))
     spans, position = [], 0
@@ -262,6 +267,22 @@ def _spans(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
     if position < n_times:
         spans.append((position, n_times))
     return spans
+
+
+def _marks(raw: mne.io.BaseRaw) -> list[Mark]:
+    """What is annotated as bad, to the sample that MNE rounds to."""
+    sfreq, first, n_times = raw.info["sfreq"], raw.first_time, int(raw.n_times)
+    marks = []
+    for annotation in raw.annotations:
+        description = annotation["description"].lower()
+        if not description.startswith(_BAD) or description.startswith(_SKIP) or description in _BREAKS:
+            continue
+        begin = annotation["onset"] - first
+        start, stop = (
+            min(max(round(second * sfreq), 0), n_times) for second in (begin, begin + annotation["duration"])
+        )
+        marks.append(Mark(start, stop, tuple(annotation.get("ch_names") or ())))
+    return marks
 
 
 def _meta(raw: mne.io.BaseRaw, format_name: str, dropped: dict[str, str]) -> dict[str, Any]:

@@ -38,6 +38,19 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Samples [start, stop) of a recording that somebody marked as bad.
+
+    start, stop: at the recording's rate; equal for a mark without a duration. channels: names of those that are bad;
+    none: all.
+    """
+
+    start: int
+    stop: int
+    channels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture that trials name; its file is there when it is listed.
 
@@ -114,6 +127,7 @@ class OpenRecording:
         states is beyond checking against what EEG can be.
     spans: sorted [start, stop) sample ranges, continuous within and interrupted between.
     trials: what was presented when, by ascending start; empty: nothing that matters here.
+    marks: what was marked as bad by hand.
     meta: JSON-able notes on device, filters and what was left out; no names of persons, no dates.
     """
 
@@ -130,6 +144,7 @@ class OpenRecording:
         reference: str | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
         trials: Sequence[Trial] = (),
+        marks: Sequence[Mark] = (),
         meta: dict[str, Any] | None = None,
         close: Callable[[], None] | None = None,
     ) -> None:
@@ -152,6 +167,7 @@ class OpenRecording:
         self.reference = reference
         self.spans = [(0, self.n_samples)] if spans is None else list(spans)
         self.trials = sorted(trials, key=lambda trial: (trial.start, trial.stop))
+        self.marks = list(marks)
         self.meta = meta or {}
         self._read = read
         self._close = close

@@ -336,7 +336,7 @@ def test_changed_trials_and_pictures_are_noticed_and_the_store_keeps_what_it_has
     problems = run(given).problems
     assert len(problems) == 2
     assert "cat.2.JPG has changed since it was stored as cats/pictures_cat_2" in problems[0]
-    assert "run1.edf has changed since it was stored and holds another signal, or other trials" in problems[1]
+    assert "run1.edf has changed since it was stored and holds another signal, other trials or" in problems[1]
     assert open_store(given.out).fingerprint == fingerprint
 
 
@@ -363,7 +363,7 @@ def test_other_trials_of_the_same_files_are_noticed(tmp_path):
     assert run(given(0.0)).ok
     assert contents(tmp_path / "store") == before
     (problem,) = run(given(0.5)).problems
-    assert "run.edf has changed since it was stored and holds another signal, or other trials" in problem
+    assert "run.edf has changed since it was stored and holds another signal, other trials or" in problem
     assert open_store(tmp_path / "store").table(["start"])["start"].to_pylist() == [192, 384, 576]
 
 

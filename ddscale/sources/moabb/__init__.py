@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from ddscale.sources.provenance import Provenance, Unit, Whereabouts
-from ddscale.sources.recording import Listing, OpenRecording, Recording
+from ddscale.sources.recording import Listing, Mark, OpenRecording, Recording
 from ddscale.sources.selection import Statements
 
 _CHUNK_S = 60  # of a run at a time, when it is set down beside the others
@@ -116,6 +116,7 @@ def _concatenated(path: str, dataset: Any, unit: Unit | None, runs: list[tuple[s
     scratch = tempfile.TemporaryDirectory(prefix="ddscale-")
     table = Path(scratch.name) / "signal"
     spans: list[tuple[int, int]] = []
+    marks: list[Mark] = []
     first: OpenRecording | None = None
     dropped = {name: "other channels or rate than the subject's other runs" for name, _ in runs}
     try:
@@ -133,6 +134,9 @@ def _concatenated(path: str, dataset: Any, unit: Unit | None, runs: list[tuple[s
                     block_CT = opened.read(start, min(start + chunk, opened.n_samples))
                     file.write(np.ascontiguousarray(block_CT.T, dtype=np.float32).tobytes())
                 spans += [(offset + start, offset + stop) for start, stop in opened.spans]
+                marks += [
+                    Mark(offset + mark.start, offset + mark.stop, mark.channels) for mark in opened.marks
+                ]
                 first = first or opened
                 runs[i] = (name, None)
                 del raw
@@ -155,6 +159,7 @@ def _concatenated(path: str, dataset: Any, unit: Unit | None, runs: list[tuple[s
         unit_source=first.unit_source,
         reference=first.reference,
         spans=spans,
+        marks=marks,
         meta=first.meta | ({"dropped_runs": dropped} if dropped else {}),
         close=scratch.cleanup,
     )
