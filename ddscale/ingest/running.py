@@ -65,14 +65,15 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
         if (store / layout.STAGING).is_dir():
             layout.remove_temporaries(store)
         state = read_state(store)
+        everybody = {f"{recording.dataset}/{recording.subject}" for recording in recordings}
+        hashes = {name: names.hashed(name, recipe.salt) for name in everybody}
+        recordings = names.as_stored(store, recordings, state, hashes)
         subjects = {known.subject for known in state.published.values()}
         names.check_held_out(recipe, recordings, subjects)
         in_store = {"/".join(name) for name in state.published}
         notes += names.unknown_blocked(recipe, recordings, subjects, in_store)
         if withdraw(store, content, terms.blocklist):
             state = read_state(store)
-        everybody = {f"{recording.dataset}/{recording.subject}" for recording in recordings}
-        hashes = {name: names.hashed(name, recipe.salt) for name in everybody}
         todo, restated = steps(store, recordings, state, terms.blocklist, hashes)
         problems = [*_changed_pictures(store, pictures), *restated]
         new: Counter[str] = Counter()

@@ -133,7 +133,8 @@ def _step(
 ) -> Step | None:
     name = recording.dataset, recording.id
     known = state.published.get(name)
-    if subject in blocked.subjects or "/".join(name) in blocked.recordings:
+    names = {f"{recording.dataset}/{spelt}" for spelt in (recording.id, recording.alias)}
+    if subject in blocked.subjects or not names.isdisjoint(blocked.recordings):
         return None if known is not None and known.reason == BLOCKLISTED else Step.BLOCK
     if known is not None:
         changes = differences(known.statement, known.subject, recording, subject)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ddscale.sources.files import open_file, size_of
-from ddscale.sources.identity import recording_ids
+from ddscale.sources.identity import recording_names
 from ddscale.sources.provenance import ChannelKind, Provenance, Unit, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 from ddscale.sources.selection import Position, Statements, is_stated
@@ -121,11 +121,12 @@ def list_bids(source: BidsSource) -> Listing:
             dataset=source.dataset,
             subject=entry.subject,
             id=name,
+            alias=alias,
             path=str(entry.fpath),
             size_bytes=size_of(entry.fpath),
             opener=partial(_open, str(entry.fpath), str(root), source.unit),
         )
-        for name, (_, entry) in zip(recording_ids(names), chosen, strict=True)
+        for (name, alias), (_, entry) in zip(recording_names(names), chosen, strict=True)
     ]
     return Listing(sorted(recordings, key=lambda recording: recording.id), sorted(rejected))
 

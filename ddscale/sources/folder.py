@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from ddscale.sources.formats import FOLDER_EXTENSIONS, extension
-from ddscale.sources.identity import SubjectRule, recording_ids
+from ddscale.sources.identity import SubjectRule, recording_names
 from ddscale.sources.provenance import ChannelKind, Provenance, Whereabouts
 from ddscale.sources.recording import Listing, OpenRecording, Recording
 
@@ -86,12 +86,13 @@ def list_folder(
             dataset=source.dataset,
             subject=subject,
             id=name,
+            alias=alias,
             path=str(root / relative),
             size_bytes=size_of(root / relative),
             opener=opener(str(root / relative)),
         )
-        for name, (relative, subject) in zip(
-            recording_ids([relative for relative, _ in chosen]), chosen, strict=True
+        for (name, alias), (relative, subject) in zip(
+            recording_names([relative for relative, _ in chosen]), chosen, strict=True
         )
     ]
     return Listing(sorted(recordings, key=lambda recording: recording.id), sorted(rejected))

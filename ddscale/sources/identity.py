@@ -19,11 +19,28 @@ def recording_ids(paths: Sequence[str]) -> list[str]:
     # Counted without case: a store may lie on a file system that does not tell them apart.
     count = Counter(name.lower() for name in plain)
     return [
-        f"{name[: LONGEST - 9]}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        if count[name.lower()] > 1 or len(name) > LONGEST
-        else name
+        _hashed(name, path) if count[name.lower()] > 1 or len(name) > LONGEST else name
         for path, name in zip(paths, plain, strict=True)
     ]
+
+
+def recording_names(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """(id, alias) per relative POSIX path. The id as in `recording_ids`, but with digits of its own hash also where the
+    path has letters that an id cannot have: `Möller` and `Müller` must not come to share one later.
+
+    alias: what the path was called where it met no path of the same letters, or met one; empty: never otherwise.
+    """
+    names = []
+    for path, name in zip(paths, recording_ids(paths), strict=True):
+        plain, hashed = _plain(_without_extension(path)), _hashed(_plain(_without_extension(path)), path)
+        unique = name if path.isascii() else hashed
+        alias = hashed if unique != hashed else plain
+        names.append((unique, alias if len(alias) <= LONGEST else ""))
+    return names
+
+
+def _hashed(name: str, path: str) -> str:
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def _plain(text: str) -> str:

@@ -82,6 +82,7 @@ class Recording:
     size_bytes: on disk, or an estimate where the data is not there yet; for balancing work, not for checks.
     beside: paths of other files that say what is in it, such as a table of trials.
     cut: what settings make of it beyond its files, such as where trials begin; another text, another recording.
+    alias: another id that it may have in a store, listed with other files then; empty: none.
     statement: what settings say of it, as JSON, such as the unit of its numbers; empty: not known.
     """
 
@@ -94,6 +95,7 @@ class Recording:
     beside: tuple[str, ...] = ()
     cut: str = ""
     statement: str = ""
+    alias: str = ""
 
     def open(self) -> OpenRecording:
         """Open for reading; use as a context manager.
