@@ -157,7 +157,7 @@ def grid(recipe: RecipeArgument, set_: SetOption = None, json_: JsonOption = Fal
 
     settings = recipes.load(recipe, GridRecipe, set_ or ())
     try:
-        compared = run_grid(settings, recipe_model, say=lambda line: print(line, file=sys.stderr, flush=True))
+        compared = run_grid(settings, recipe_model, say=_say)
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -194,6 +194,13 @@ RunArgument = Annotated[Path, typer.Argument(help="a fine-tuned run's folder")]
 UnitOption = Annotated[
     str | None, typer.Option(help="unit of a file's numbers, such as mV, where its header is silent or wrong")
 ]
+AtOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S...|TABLE",
+        help="a file's onsets, s: windows there alone; or a CSV or TSV with a column `onset`",
+    ),
+]
 SplitOption = Annotated[str, typer.Option(help="which part of a store: train, val or test")]
 
 
@@ -207,23 +214,37 @@ def generate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="default: RUN/generated")] = None,
     unit: UnitOption = None,
+    at: AtOption = None,
+    trial_s: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="EEG from each of those onsets, s; default: as the trials trained on"),
+    ] = None,
     exported: Annotated[
         Path | None, typer.Option(help="an export's folder: its runtime draws the same, and is compared")
     ] = None,
     set_: SetOption = None,
 ) -> None:
-    """Pictures from EEG: a PNG and a JSON for each window, and a grid of them."""
+    """Pictures from EEG: a PNG and a JSON for each window, and a grid of them.
+
+    A store is drawn at its trials' onsets where it has trials. A recording file is drawn in windows that follow each
+    other from its beginning, whatever was presented when: give onsets with --at, or ingest it with its events (ddscale
+    ingest recipes/ingest/events.yaml) and give that store. `onset_s` in a JSON is where its window begins, in seconds
+    of the recording.
+    """
     from ddscale import recipes
     from ddscale.diffusion.generate import GRID, GenerateSettings
     from ddscale.evaluation.generation import generate_from
+    from ddscale.evaluation.onsets import read_onsets
     from ddscale.reporting.progress import Progress
 
     settings = recipes.from_overrides(GenerateSettings, set_ or ())
     target = out or run / "generated"
+    onsets = read_onsets(at, eeg) if at else []
     with Progress("windows") as progress:
         pictures, compared = generate_from(
-            run, eeg, split, windows, target, unit, settings, progress.update, exported
-        )
+            run, eeg, split, windows, target, unit, settings, progress.update, exported,
+            at=onsets, trial_s=trial_s, say=_say,
+        )  # fmt: skip
     if compared is not None:
         print(
             f"{exported} draws the same {compared['pictures']} pictures without torch: pixels differ by at most "
@@ -255,18 +276,29 @@ def encode(
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="windows encoded together")] = 64,
     unit: UnitOption = None,
+    at: AtOption = None,
+    trial_s: Annotated[
+        float | None, typer.Option(min=0.01, help="EEG from each of those onsets, s; default: a window")
+    ] = None,
 ) -> None:
     """Features of EEG from a pretrained encoder: filtered, resampled and normalised as in its pretraining.
 
-    OUT/features.npy has a row for each window, OUT/windows.parquet says whose it is and when it began.
+    OUT/features.npy has a row for each window, OUT/windows.parquet says whose it is and when it began. Of a recording
+    file windows follow each other from its beginning, unless --at says where they begin.
     """
     from ddscale.evaluation.features import FEATURES, WINDOWS, EncodeSettings
     from ddscale.evaluation.features import encode as encode_eeg
+    from ddscale.evaluation.onsets import read_onsets
     from ddscale.reporting.progress import Progress
 
     settings = EncodeSettings(features, split, cut, overlap, batch_size)
+    onsets = read_onsets(at, eeg) if at else []
     with Progress("windows") as progress:
-        done = encode_eeg(model, eeg, out, settings, unit=unit, on_progress=progress.update)
+        done = encode_eeg(
+            model, eeg, out, settings, unit=unit, at=onsets, trial_s=trial_s, on_progress=progress.update
+        )
+    for line in done.left_out:
+        _say(line)
     print(f"features: {out / FEATURES} {done.shape}, their windows: {out / WINDOWS}")
 
 
@@ -376,6 +408,10 @@ def recipe_model(stage: str) -> type[Any]:
 
         return ExportRecipe
     raise ValueError(f"No stage is called {stage!r}: there are {', '.join(STAGES)}.")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print_json(value: Any) -> None:

@@ -70,7 +70,7 @@ class EncodeSettings:
 @dataclass(frozen=True)
 class Encoded:
     """What was written. shape: of features.npy. sliding: whether windows follow each other, whatever happened when.
-    left_out: sentences about onsets that were asked for and cannot be had."""
+    left_out: warnings of onsets that were asked for and cannot be had."""
 
     shape: tuple[int, ...]
     sliding: bool
@@ -85,6 +85,7 @@ def encode(
     *,
     unit: str | None = None,
     at: Sequence[float] = (),
+    trial_s: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Encoded:
     """Write OUT/features.npy (N, D) float32, or (N, tokens, D), and OUT/windows.parquet, a row for each of the N.
@@ -92,7 +93,7 @@ def encode(
     model: an encoder's folder, or that of a pretraining or fine-tuning run. eeg: a store, or a recording file, which
     is filtered as the encoder's stores were. Windows come split by split, then by dataset, recording and time.
     Both files appear whole, the table last: where it is, both are of one call. Memory does not grow with N.
-    unit, at: of a recording file, see `given_eeg`.
+    unit, at, trial_s: of a recording file, see `given_eeg`.
     Raises ValueError or OSError for an encoder or EEG that cannot be used, naming the remedy, and for records that
     cannot be read.
     """
@@ -100,7 +101,7 @@ def encode(
     encoder, needs, facts = open_encoder(Path(model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
-    with given_eeg(eeg, needs, unit, at) as given:
+    with given_eeg(eeg, needs, unit, at, trial_s) as given:
         store = open_store(given.address)
         needs.check(store, eeg)
         cut = asked.cut or ("trials" if store.is_trial.any() else "sliding")

@@ -145,7 +145,7 @@ class Given:
     file: Path | None = None
     """The recording file it was made of; None: it was given as a store."""
     left_out: list[str] = field(default_factory=list)
-    """Sentences about onsets that were asked for and cannot be had."""
+    """Warnings of onsets that were asked for and cannot be had."""
 
 
 @contextlib.contextmanager
@@ -216,11 +216,14 @@ def _write_events(folder: Path, recording: str, at: Sequence[float], length_s: f
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["recording", "onset", "duration", "label"])
-        writer.writerows([recording, repr(onset), repr(length_s), DATASET] for onset in sorted(set(at)))
+        # The onset is the label too: where a trial is left out, its label is what the reason is listed with.
+        writer.writerows(
+            [recording, repr(onset), repr(length_s), f"{onset!r} s"] for onset in sorted(set(at))
+        )
     return str(table)
 
 
 def _left_out(store: Path) -> list[str]:
-    rejected = tables.read(store / layout.REJECTED, tables.REJECTED, ["start_s", "detail"]).to_pylist()
-    trials = [row for row in rejected if (row["detail"] or "").startswith(TRIAL)]
-    return [f"onset {row['start_s']:g} s: {row['detail'].rpartition(': ')[2]}" for row in trials]
+    rejected = tables.read(store / layout.REJECTED, tables.REJECTED, ["detail"])["detail"].to_pylist()
+    trials = [detail.removeprefix(TRIAL) for detail in rejected if (detail or "").startswith(TRIAL)]
+    return [f"warning: the EEG from onset {trial} (nothing is made of it)" for trial in trials]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ddscale.metrics.leakage import Leak, LeakageError, Trials, block_design_warning, find_leaks
-from ddscale.store import Store, layout, tables
+from ddscale.store import Store, layout, open_store, tables
+from ddscale.store.identity import SPLITS
 
 
 def check_leaks(store: Store, split: str, trained_on: Sequence[Store]) -> list[str]:
@@ -149,7 +152,7 @@ def _trials(store: Store, split: str | None) -> _Shown:
 def _in_time(store: Store, recording: pa.ChunkedArray) -> NDArray[np.bool_]:
     """(N,) whether the trials of `dataset/recording` lie in the order they were recorded in."""
     unordered = set()
-    for row in _recordings(store).to_pylist():
+    for row in _recordings(store, ["dataset", "recording", "meta"]).to_pylist():
         meta = json.loads(row["meta"] or "{}")
         # Stores that were made before there was this note.
         if not meta.get(_IN_TIME, meta.get("format") not in _UNORDERED):
@@ -159,11 +162,55 @@ def _in_time(store: Store, recording: pa.ChunkedArray) -> NDArray[np.bool_]:
     return known[codes_N] if len(names) else np.zeros(0, bool)
 
 
-def _recordings(store: Store) -> pa.Table:
-    """Dataset, recording and meta of a store's recordings."""
+def _recordings(store: Store, columns: list[str]) -> pa.Table:
+    """Columns of a store's recordings.parquet."""
     # Of a remote store only what training needs is there from the beginning.
     path = store.path / layout.RECORDINGS if store.origin is None else store.origin.hold(layout.RECORDINGS)
-    return tables.read(path, tables.RECORDINGS, ["dataset", "recording", "meta"])
+    return tables.read(path, tables.RECORDINGS, columns)
+
+
+_TOLD_BY = ["dataset", "recording", "status", "content", "seconds_found", "largest_quantisation_error_uV"]
+
+
+def trained_on(file: Path, given: Store, stores: Sequence[str]) -> list[str]:
+    """Sentences about recordings of `stores` that were trained on and are the one in `file`.
+
+    given: the store that was made of it. Only indexes are read, and stores that are not at hand are passed over.
+    """
+    mine = [row for row in _recordings(given, _TOLD_BY).to_pylist() if row["status"] == "kept"]
+    told = []
+    for address in stores:
+        try:
+            store = None if layout.is_url(address) else open_store(address)
+        except (OSError, ValueError):
+            store = None
+        if store is None:
+            continue
+        for row in _recordings(store, _TOLD_BY).to_pylist():
+            if not any(_same_signal(own, row) for own in mine):
+                continue
+            if _has_training_records(store, row["dataset"], row["recording"]):
+                told.append(
+                    f"{file} holds {row['dataset']}/{row['recording']} of {address}, which was trained on: what comes "
+                    "of it says nothing about new EEG."
+                )
+    return told
+
+
+def _same_signal(own: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether two recordings, by what recordings.parquet says of them, are one."""
+    if row["status"] != "kept":
+        return False
+    # The hash takes in where trials begin. The largest rounding error does not, and no other signal has it to the
+    # last digit; float32 stores have none.
+    error = "largest_quantisation_error_uV"
+    of_trials = own["seconds_found"] == row["seconds_found"] and own[error] == row[error] and own[error] > 0
+    return own["content"] == row["content"] or of_trials
+
+
+def _has_training_records(store: Store, dataset: str, recording: str) -> bool:
+    rows = store.rows_matching([f"{dataset}/{recording}"])
+    return bool((store.split[rows] == SPLITS.index("train")).any())
 
 
 def _qualified(dataset: pa.ChunkedArray, name: pa.ChunkedArray) -> pa.DictionaryArray:

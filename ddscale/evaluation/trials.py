@@ -57,19 +57,21 @@ class Trials:
         Raises ValueError when the store's windows are not what the conditioner was trained on.
         """
         needs = needs_of_conditioner(conditioner)
-        self._store = open_store(store)
-        cut: Literal["sliding", "trials"] = "trials" if self._store.is_trial.any() else "sliding"
+        self.store = open_store(store)
+        cut: Literal["sliding", "trials"] = "trials" if self.store.is_trial.any() else "sliding"
         self._settings = needs.settings(store, cut, reader_threads=0, blocklist=list(blocklist))
         self._loader = Loader.fixed(
-            self._settings, split, windows=limit or _EVERYTHING, micro_batch_size=_BATCH, stores=[self._store]
+            self._settings, split, windows=limit or _EVERYTHING, micro_batch_size=_BATCH, stores=[self.store]
         )
         self._count = min(limit or _EVERYTHING, self._loader.windows_per_epoch)
-        needs.check(self._store, store)
+        needs.check(self.store, store)
+        self.at_onsets = cut == "trials"
+        self.window_s = self._loader.window_s
         self.pictures: StorePictures | None = self._loader.pictures
         self.split = split
         self._with_pictures = with_pictures
         self._file = file
-        self._names = self._store.table(["key", "dataset", "subject"])
+        self._names = self.store.table(["key", "dataset", "subject"])
 
     def __len__(self) -> int:
         return self._count
@@ -96,7 +98,7 @@ class Trials:
             of_record = {name: str(table[name][row].as_py()) for name in ("key", "dataset", "subject")}
             key = of_record.pop("key")
             name = key if self._settings.cut == "trials" else f"{key}-{start:06d}"
-            of_window: dict[str, Any] = {"key": name, "onset_s": self._store.onset_s(row, start)}
+            of_window: dict[str, Any] = {"key": name, "onset_s": self.store.onset_s(row, start)}
             if self._file is not None:
                 # Record, split and subject are those of a store that is gone afterwards.
                 facts.append({**of_window, "file": str(self._file), "dataset": of_record["dataset"]})

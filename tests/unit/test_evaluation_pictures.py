@@ -218,9 +218,31 @@ def test_pictures_from_a_recording_file(run, tmp_path):
     }
     config.write_text(json.dumps(tree))
     settings = GenerateSettings(**FAST)
-    written, _ = generate_from(changed, path, "test", 3, tmp_path / "out", None, settings)
+    told: list[str] = []
+    written, _ = generate_from(changed, path, "test", 3, tmp_path / "out", None, settings, say=told.append)
     assert written == 3
     assert len(list((tmp_path / "out").glob("given-*.png"))) == 3
+    for sidecar in (tmp_path / "out").glob("given-*.json"):
+        window = json.loads(sidecar.read_text())["window"]
+        # No split, and nothing of a store that is gone.
+        assert set(window) == {"key", "file", "onset_s", "dataset"}
+        assert window["file"] == str(path)
+        assert window["onset_s"] % (SAMPLES / SFREQ) == 0
+    assert "windows of 0.5 s, one after another" in told[0]
+    assert "--at" in told[1]
+    assert "recipes/ingest/events.yaml" in told[1]
+
+    # As long as the trials that were trained on: from each onset half a second.
+    told.clear()
+    at = [1.25, 7.5, 19.9]
+    written, _ = generate_from(
+        changed, path, "test", None, tmp_path / "at", None, settings, at=at, say=told.append
+    )
+    drawn = [json.loads(one.read_text())["window"] for one in sorted((tmp_path / "at").glob("given-*.json"))]
+    assert written == 2
+    assert [window["onset_s"] for window in drawn] == [1.25, 7.5]
+    (warning,) = told
+    assert "warning: the EEG from onset 19.9 s: cut_off" in warning
     with pytest.raises(FileNotFoundError, match="is not there"):
         generate_from(changed, tmp_path / "gone.edf", "test", 3, tmp_path / "out", None, settings)
 
