@@ -150,7 +150,8 @@ def test_pictures_are_drawn_at_the_size_that_was_trained(parts, tmp_path):
 
 def test_the_watchdog_hears_of_every_shard_that_is_precomputed(parts, tmp_path, monkeypatch):
     heard = []
-    monkeypatch.setattr(Watchdog, "doing", lambda self, what: heard.append(what))
+    doing = Watchdog.doing
+    monkeypatch.setattr(Watchdog, "doing", lambda self, what: (heard.append(what), doing(self, what)))
     ours = FinetuneRecipe.model_validate(
         tiny_recipe(parts, tmp_path / "run", features=str(tmp_path / "features"))
     )
