@@ -21,6 +21,7 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
+GPU_NAMES = "a100, h100, h200, b200, v100, a40, l40s, rtx3090, rtx4090, rtx5090, rtxa6000, rtx6000ada"
 STAGES = ("ingest", "pretrain", "finetune", "probe", "grid", "export")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]
@@ -341,9 +342,10 @@ def plan(
     recipe: RecipeArgument,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
-    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")] = "h100",
+    gpu: Annotated[str, typer.Option(help=f"one of {GPU_NAMES}")] = "h100",
     hours: Annotated[
-        float | None, typer.Option(help="EEG hours in one pass, when no store is there to ask")
+        float | None,
+        typer.Option(help="EEG hours in one pass; default: what the stores hold, where they are at hand"),
     ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -351,11 +353,15 @@ def plan(
     """Memory per GPU, bandwidth and time of a pretraining recipe on a cluster: an estimate, not a measurement."""
     from ddscale import recipes
     from ddscale.planning.cost import plan_pretraining
+    from ddscale.planning.data import data_at_hand
     from ddscale.reporting.tables import plan_table
     from ddscale.training.settings import PretrainRecipe
 
     settings = recipes.load(recipe, PretrainRecipe, set_ or ())
-    estimate = plan_pretraining(settings, nodes=nodes, gpus_per_node=gpus_per_node, gpu=gpu, hours=hours)
+    data = data_at_hand(settings.data)
+    estimate = plan_pretraining(
+        settings, nodes=nodes, gpus_per_node=gpus_per_node, gpu=gpu, hours=hours, data=data
+    )
     _print_json(estimate.as_dict()) if json_ else plan_table(estimate)
     if not estimate.fits:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ from ddscale.models.config import MAEConfig
 from ddscale.models.flops import executed_training_flops
 
 if TYPE_CHECKING:
+    from ddscale.planning.data import DataAtHand
     from ddscale.training.settings import PretrainRecipe
 
 GIB = 1 << 30
@@ -25,19 +26,36 @@ OPTIMISER_BYTES = 12
 
 @dataclass(frozen=True)
 class Gpu:
-    """Figures of NVIDIA's data sheets: dense FLOP/s, bytes of memory, bytes/s of NVLink in both directions."""
+    """Figures of NVIDIA's data sheets: dense FLOP/s of bf16 or fp16 accumulated in fp32, bytes of memory, bytes/s in
+    both directions between GPUs of a node."""
 
-    bf16_flops: float
+    half_flops: float
     fp32_flops: float
     memory_bytes: float
-    nvlink_bytes_s: float
+    link_bytes_s: float
+    link: str = "NVLink"
+    bf16: bool = True
+    """False: it has fp16 alone."""
 
+
+_PCIE4, _PCIE5 = 64e9, 128e9  # 16 lanes, both directions
 
 GPUS = {
     "a100": Gpu(312e12, 19.5e12, 80e9, 600e9),
     "h100": Gpu(989e12, 67e12, 80e9, 900e9),
     "h200": Gpu(989e12, 67e12, 141e9, 900e9),
     "b200": Gpu(2250e12, 75e12, 180e9, 1800e9),
+    # V100 data sheet (SXM2, 32 GB).
+    "v100": Gpu(125e12, 15.7e12, 32e9, 300e9, bf16=False),
+    # Data sheets of A40 and L40S; architecture papers of GA102 (3090, A6000), Ada (4090, 6000 Ada), Blackwell (5090).
+    # Bridges, where these have any, join pairs: a node's collectives go over PCIe.
+    "a40": Gpu(149.7e12, 37.4e12, 48e9, _PCIE4, "PCIe"),
+    "l40s": Gpu(362e12, 91.6e12, 48e9, _PCIE4, "PCIe"),
+    "rtx3090": Gpu(71e12, 35.6e12, 24e9, _PCIE4, "PCIe"),
+    "rtx4090": Gpu(165.2e12, 82.6e12, 24e9, _PCIE4, "PCIe"),
+    "rtx5090": Gpu(209.5e12, 104.8e12, 32e9, _PCIE5, "PCIe"),
+    "rtxa6000": Gpu(154.8e12, 38.7e12, 48e9, _PCIE4, "PCIe"),
+    "rtx6000ada": Gpu(364.2e12, 91.1e12, 48e9, _PCIE4, "PCIe"),
 }
 NETWORK_BYTES_S = 50e9  # one 400 Gb/s adapter per GPU, as DGX systems have
 # What collectives reach of the links' rate. 256 H100 with such adapters measured 200 of 400 GB/s in all-gathers and
@@ -72,6 +90,8 @@ class Estimate:
     read_bytes_s_per_node: float
     hours_of_eeg: float | None
     pass_s: float | None
+    passes: float | None
+    """Passes over the data that the recipe's steps are."""
     run_s: float
     checkpoint_bytes: float
     checkpoint_every_s: float
@@ -89,6 +109,7 @@ def plan_pretraining(
     gpus_per_node: int,
     gpu: str,
     hours: float | None = None,
+    data: DataAtHand | None = None,
     channels: float | None = None,
     sfreq: float = 256.0,
     mfu: float = ASSUMED_MFU,
@@ -96,23 +117,25 @@ def plan_pretraining(
     """Estimate memory, bandwidth and time of `recipe` on `nodes` × `gpus_per_node` GPUs.
 
     hours, channels: EEG hours of one pass and mean channels of a recording; without channels the model's own
-    number is taken, the most that is ever read. Raises ValueError for an unknown GPU, or a batch that does not
-    divide among the GPUs.
+    number is taken, the most that is ever read. data: what its stores hold, for what is not given.
+    Raises ValueError for an unknown GPU, or a batch that does not divide among the GPUs, with numbers that would.
     """
     if gpu not in GPUS:
         raise ValueError(f"No figures for GPU {gpu!r}; known: {', '.join(GPUS)}.")
     figures = GPUS[gpu]
     model = recipe.model
     ranks = nodes * gpus_per_node
-    if recipe.global_batch_size % (ranks * recipe.micro_batch_size):
-        raise ValueError(
-            f"global_batch_size {recipe.global_batch_size} does not divide by {ranks} GPUs × micro_batch_size "
-            f"{recipe.micro_batch_size}: choose a multiple of {ranks * recipe.micro_batch_size}."
-        )
+    _check_batch(recipe, ranks)
+    if data is not None:
+        sfreq, channels = data.sfreq, channels or data.channels
+    hop_s = recipe.data.hop_samples / sfreq
+    windows = hours * 3600 / hop_s if hours else None
+    if data is not None and hours is None:
+        windows, hours = float(data.windows), data.windows * hop_s / 3600
     parameters = count_parameters(model)
     memory = _memory(recipe, parameters, ranks)
     memory["capacity"] = figures.memory_bytes
-    peak = figures.fp32_flops if recipe.precision == "fp32" else figures.bf16_flops
+    peak = figures.fp32_flops if recipe.precision == "fp32" else figures.half_flops
     accumulation = recipe.global_batch_size // (ranks * recipe.micro_batch_size)
     compute_s = recipe.global_batch_size * executed_training_flops(model) / (peak * mfu * ranks)
     communication_s = _communication_s(recipe, parameters, nodes, gpus_per_node, accumulation, figures)
@@ -120,16 +143,18 @@ def plan_pretraining(
     step_s = max(compute_s, communication_s) if overlapped else compute_s + communication_s
     windows_per_s = recipe.global_batch_size / step_s
     bytes_per_window = model.n_samples * 2 * (channels or model.n_channels)
-    window_s = model.n_samples / sfreq
     assumptions = [
-        f"model FLOPs utilisation {mfu:.0%} of {gpu}'s dense {'fp32' if recipe.precision == 'fp32' else 'bf16'} peak",
+        f"model FLOPs utilisation {mfu:.0%} of {gpu}'s dense {recipe.precision} peak",
         f"{channels:.0f} channels in a recording"
         if channels
         else f"{model.n_channels} channels: the most that is read",
         f"{OVERHEAD_BYTES / GIB:.0f} GiB per GPU for CUDA, NCCL and fragmentation",
-        f"collectives at {COLLECTIVE_EFFICIENCY:.0%} of NVLink in a node, of a 400 Gb/s adapter per GPU between nodes",
+        f"collectives at {COLLECTIVE_EFFICIENCY:.0%} of {figures.link} in a node, of a 400 Gb/s adapter per GPU "
+        "between nodes",
     ]
     warnings = []
+    if recipe.precision == "bf16" and not figures.bf16:
+        warnings.append(f"{gpu} has no bf16: set precision: fp16, which the same time was taken for.")
     if communication_s > compute_s:
         warnings.append(
             f"communication takes {communication_s / compute_s:.1f} times as long as computing: take fewer nodes, a "
@@ -150,12 +175,33 @@ def plan_pretraining(
         reads_s_per_node=windows_per_s / nodes,
         read_bytes_s_per_node=windows_per_s / nodes * bytes_per_window,
         hours_of_eeg=hours,
-        pass_s=hours * 3600 / window_s / windows_per_s if hours else None,
+        pass_s=windows / windows_per_s if windows else None,
+        passes=recipe.steps * recipe.global_batch_size / windows if windows else None,
         run_s=recipe.steps * step_s,
         checkpoint_bytes=parameters * (4 + OPTIMISER_BYTES - (4 if recipe.precision == "fp32" else 0)),
         checkpoint_every_s=recipe.checkpoint.every * step_s,
         warnings=warnings,
         assumptions=assumptions,
+    )
+
+
+def _check_batch(recipe: PretrainRecipe, ranks: int) -> None:
+    """Raise ValueError, with numbers that would do, for a batch that does not divide among the GPUs."""
+    batch, micro = recipe.global_batch_size, recipe.micro_batch_size
+    at_once = ranks * micro
+    if batch % at_once == 0:
+        return
+    near = [size for size in (batch // at_once * at_once, -(-batch // at_once) * at_once) if size]
+    ways = [f"--set global_batch_size={' or '.join(map(str, near))}"]
+    share, rest = divmod(batch, ranks)
+    if not rest:
+        smaller = max(size for size in range(1, micro + 1) if share % size == 0)
+        ways.append(f"--set micro_batch_size={smaller}")
+    fitting = [str(gpus) for gpus in range(1, ranks) if batch // micro % gpus == 0]
+    ways.append(f"{' or '.join(fitting)} GPUs (--nodes, --gpus-per-node)")
+    raise ValueError(
+        f"global_batch_size {batch} does not divide by {ranks} GPUs × micro_batch_size {micro}. What does: "
+        f"{'; '.join(ways)}."
     )
 
 
@@ -224,7 +270,7 @@ def _communication_s(
         return 0.0
     times = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[recipe.zero_stage]
     volume = parameters * _element_bytes(recipe) * times * (ranks - 1) / ranks
-    rate = gpu.nvlink_bytes_s / 2
+    rate = gpu.link_bytes_s / 2
     if nodes > 1:
         rate = min(rate, gpus_per_node * NETWORK_BYTES_S)
     return volume / (rate * COLLECTIVE_EFFICIENCY)

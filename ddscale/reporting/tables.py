@@ -157,6 +157,8 @@ def plan_table(estimate: Estimate) -> None:
     if estimate.pass_s is not None:
         times.add_row(f"one pass over {estimate.hours_of_eeg:,.0f} h", duration(estimate.pass_s))
     times.add_row("the whole run", duration(estimate.run_s))
+    if estimate.passes is not None:
+        times.add_row("passes over the data in it", f"{estimate.passes:,.3g}")
     times.add_row("a checkpoint", f"{estimate.checkpoint_bytes / 1e9:,.1f} GB")
     times.add_row("from one checkpoint to the next", duration(estimate.checkpoint_every_s))
     console.print(times)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from launching import ROOT
 
 from ddscale import recipes
+from ddscale.cli import GPU_NAMES
 from ddscale.models import MAEConfig, MaskedAutoencoder
 from ddscale.planning import doctor
 from ddscale.planning.cost import GPUS, activation_bytes, count_parameters, plan_pretraining
+from ddscale.planning.data import DataAtHand, data_at_hand
+from ddscale.store import ArrayRecording, write_store
 from ddscale.training.settings import PretrainRecipe
 
 
@@ -138,9 +142,57 @@ def test_shipped_recipes_mostly_compute_fit_and_save_every_quarter_of_an_hour(na
 def test_what_cannot_be_planned_says_why():
     with pytest.raises(ValueError, match="known: a100, h100"):
         plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="tpu")
-    with pytest.raises(ValueError, match="choose a multiple of 448"):
+    with pytest.raises(ValueError, match="--set global_batch_size=4032 or 4480"):
         plan_pretraining(recipe(), nodes=1, gpus_per_node=7, gpu="h100")
-    assert set(GPUS) == {"a100", "h100", "h200", "b200"}
+    assert ", ".join(GPUS) == GPU_NAMES
+
+
+def test_what_does_not_divide_is_said_with_numbers_that_do():
+    """Each of the ways named makes a plan."""
+    readme = ROOT / "recipes" / "pretrain" / "dreamdiffusion.yaml"
+    with pytest.raises(ValueError, match="1 or 2 or 4 GPUs") as refused:
+        plan_pretraining(recipes.load(readme, PretrainRecipe), nodes=1, gpus_per_node=8, gpu="h100")
+    assert "--set global_batch_size=200;" in str(refused.value)
+    mended = recipes.load(readme, PretrainRecipe, ["global_batch_size=200"])
+    assert plan_pretraining(mended, nodes=1, gpus_per_node=8, gpu="h100").accumulation == 1
+    assert plan_pretraining(recipes.load(readme, PretrainRecipe), nodes=1, gpus_per_node=4, gpu="h100")
+    with pytest.raises(ValueError, match="--set micro_batch_size=512;"):
+        plan_pretraining(recipe(micro_batch_size=1024), nodes=1, gpus_per_node=8, gpu="h100")
+    assert (
+        plan_pretraining(recipe(micro_batch_size=64), nodes=1, gpus_per_node=8, gpu="h100").accumulation == 8
+    )
+
+
+def test_workstation_cards_fit_less_talk_over_pcie_and_some_have_no_bf16():
+    small = recipe(global_batch_size=128, micro_batch_size=32)
+    card = plan_pretraining(small, nodes=1, gpus_per_node=4, gpu="rtx4090")
+    large = plan_pretraining(small, nodes=1, gpus_per_node=4, gpu="h100")
+    assert card.memory["capacity"] == 24e9
+    assert card.compute_s / large.compute_s == pytest.approx(989 / 165.2)
+    assert card.communication_s / large.communication_s == pytest.approx(900 / 64)
+    assert any("of PCIe in a node" in line for line in card.assumptions)
+    old = plan_pretraining(small, nodes=1, gpus_per_node=4, gpu="v100")
+    assert any("no bf16: set precision: fp16" in line for line in old.warnings)
+
+
+def test_steps_are_said_as_passes_over_the_data(tmp_path):
+    hours = plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="h100", hours=1000.0)
+    assert hours.passes == pytest.approx(1000 * 4096 * 2 / 3600 / 1000)
+    assert plan_pretraining(recipe(), nodes=1, gpus_per_node=8, gpu="h100").passes is None
+
+    path = tmp_path / "store"
+    signal = np.random.default_rng(0).normal(scale=20, size=(3, 128 * 60))
+    one = ArrayRecording("lab", "s", "rest", ["Fp1", "Cz", "Oz"], [(0, signal)])
+    write_store(path, [one], sfreq=128.0)
+    stored = recipe(data={"stores": [str(path)], "window_samples": 512, "overlap": 0.5})
+    data = data_at_hand(stored.data)
+    assert data == DataAtHand(windows=29, channels=3.0, sfreq=128.0)
+    estimate = plan_pretraining(stored, nodes=1, gpus_per_node=8, gpu="h100", data=data)
+    assert estimate.passes == pytest.approx(1000 * 4096 / 29)
+    assert estimate.read_bytes_s_per_node == pytest.approx(estimate.reads_s_per_node * 512 * 3 * 2)
+    assert data_at_hand(recipe().data) is None
+    with pytest.raises(ValueError, match="ingest again"):
+        data_at_hand(stored.data.model_copy(update={"sfreq": 256.0}))
 
 
 def test_the_doctor_names_a_stale_lock_and_its_remedy(tmp_path, monkeypatch):
