@@ -6,9 +6,12 @@ import contextlib
 import logging
 import os
 import queue
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -182,16 +185,41 @@ def local_cluster(workers: int) -> Iterator[Client]:
         "distributed.comm.timeouts.connect": "30s",
         "distributed.admin.tick.limit": "1h",
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-            preload=["ddscale.ingest.worker"],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(settings), contextlib.ExitStack() as running:
+        with _interrupts_wait():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                preload=["ddscale.ingest.worker"],
+            )
+            running.enter_context(cluster)
+            client = running.enter_context(Client(cluster))
         yield client
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C takes effect when this is left: a cluster that is half started cannot be ended in order.
+
+    A terminal sends it to all processes. Those that are started meanwhile inherit that it is held back, so that none
+    meets it before it has come to `ddscale.ingest.worker`.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield  # nobody is interrupted here
+        return
+    # Starting it would let go of what is held back here, in the very thread that starts the others.
+    resource_tracker.ensure_running()
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    held_back = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        signal.raise_signal(signal.SIGINT)

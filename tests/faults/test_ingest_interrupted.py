@@ -188,6 +188,39 @@ def test_a_cluster_that_is_there_already_is_used(folder, undisturbed, tmp_path):
     assert contents(tmp_path / "store") == undisturbed["zarr"]
 
 
+@pytest.mark.parametrize("after_s", [0.0, 0.5])
+def test_ctrl_c_while_workers_start_ends_as_quietly_as_later(folder, undisturbed, tmp_path, after_s):
+    script = tmp_path / "begin.py"
+    script.write_text(f"""
+import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+from pathlib import Path
+from ingesting import recipe
+from ddscale.ingest import run
+if __name__ == "__main__":
+    try:
+        run(recipe(Path({str(folder)!r}), Path({str(tmp_path / "store")!r}), workers=2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+""")
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen([sys.executable, str(script)], stderr=stderr, start_new_session=True)
+    deadline = time.monotonic() + 60
+    # The first is Python's own, which keeps account of what processes share.
+    while len(workers := psutil.Process(process.pid).children(recursive=True)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "stderr").read_text() == ""
+    while any(worker.is_running() and worker.status() != "zombie" for worker in workers):
+        assert time.monotonic() < deadline + 60, "worker processes outlive the ingest"
+        time.sleep(0.1)
+    assert run(recipe(folder, tmp_path / "store")).ok
+    assert contents(tmp_path / "store") == undisturbed["tar"]
+
+
 def test_ctrl_c_ends_all_processes_and_leaves_a_store_that_continues(folder, undisturbed, tmp_path):
     slow = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
