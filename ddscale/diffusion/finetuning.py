@@ -250,14 +250,9 @@ class Finetuning:
             target.rename(folder / f".{PIPELINE}.old")
         temporary.rename(target)
         shutil.rmtree(folder / f".{PIPELINE}.old", ignore_errors=True)
-        windows = self._windows()
-        facts = {
-            **facts,
-            "sfreq": windows["sfreq"],
-            "normalisation": windows["normalisation"],
-            "stores": self._loader.state()["stores"],
-        }
-        encoder = save_encoder(model.conditioner.encoder, folder / "encoder", facts)
+        encoder = save_encoder(
+            model.conditioner.encoder, folder / "encoder", {**facts, **self._loader.of_windows()}
+        )
         which = (
             f"averaged over steps with memory {self.recipe.ema}" if self.recipe.ema else "of the last step"
         )

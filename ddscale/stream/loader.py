@@ -208,6 +208,20 @@ class Loader:
             "probe": self._probe,
         }
 
+    def of_windows(self) -> dict[str, Any]:
+        """What a model that is trained on these windows has to say of them, JSON-able.
+
+        preprocessing: only where all stores were filtered alike.
+        """
+        filters = [dict(store.content.filters) for store in self._stores]
+        known = bool(filters[0]) and all(others == filters[0] for others in filters)
+        return {
+            "sfreq": self.sfreq,
+            "normalisation": self.settings.normalisation.model_dump(mode="json"),
+            "stores": self.state()["stores"],
+            **({"preprocessing": filters[0]} if known else {}),
+        }
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the number of ranks and the batch size may have changed since.
 

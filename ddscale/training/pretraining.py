@@ -154,14 +154,7 @@ class Pretraining:
         """`encoder/` for everything that comes after, `mae/` (with the decoder) for reconstructions."""
         model = load_full(MaskedAutoencoder(self.recipe.model), weights)
         encoder = EEGEncoder.from_autoencoder(self.recipe.model, model.state_dict())
-        data = self.recipe.data
-        facts = {
-            **facts,
-            "sfreq": self._loader.sfreq,
-            "normalisation": data.normalisation.model_dump(mode="json"),
-            "datasets": self.names,
-            "stores": self._loader.state()["stores"],
-        }
+        facts = {**facts, **self._loader.of_windows(), "datasets": self.names}
         save_autoencoder(model, folder / "mae", facts)
         return [f"encoder: {save_encoder(encoder, folder / 'encoder', facts)}"]
 

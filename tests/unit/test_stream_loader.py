@@ -423,3 +423,17 @@ def test_float32_store(tmp_path):
 def test_batch_sizes_that_do_not_fit(store, given, said):
     with pytest.raises(ValueError, match=said):
         Loader(settings(store), **given)
+
+
+def test_what_a_model_says_of_its_windows_names_filters_only_where_all_stores_had_them(tmp_path):
+    paths = [write(tmp_path / name, "tar") for name in ("one", "two")]
+    opened = [open_store(path) for path in paths]
+    loader = Loader(settings(*paths), global_batch_size=G, micro_batch_size=G, stores=opened)
+    assert "preprocessing" not in loader.of_windows()  # written from arrays: nobody knows
+    for second, known in ((0.5, True), (1.0, False)):
+        for store, l_freq in zip(opened, (0.5, second), strict=True):
+            store.content = store.content.model_copy(update={"filters": {"l_freq": l_freq}})
+        said = loader.of_windows()
+        assert said.get("preprocessing") == ({"l_freq": 0.5} if known else None)
+        assert said["sfreq"] == SFREQ
+        assert [entry["path"] for entry in said["stores"]] == paths
