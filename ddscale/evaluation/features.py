@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
         )
     ]
 )
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,21 @@ def test_at_an_onset_lies_the_eeg_of_that_second_of_the_file(file, tmp_path):
         pass
 
 
+def test_behind_a_stretch_that_was_left_out_seconds_are_still_those_of_the_file(tmp_path):
+    signal = eeg(60.0, seed=8)
+    signal[:, : 128 * 5] *= 60
+    path = write_edf(tmp_path / "late.edf", signal)
+    with given_eeg(path, NEEDS) as whole, given_eeg(path, NEEDS, at=[2.0, 20.0]) as cut:
+        continuous, trials = open_store(whole.address), open_store(cut.address)
+        assert continuous.onset_s(0, 0) >= 5
+        (sentence,) = cut.left_out
+        assert "onset 2.0 s: amplitude" in sentence
+        start = 2000 - int(continuous.start[0])
+        ours, theirs = trials.read(0, 0, 50), continuous.read(0, start, start + 50)
+        assert np.array_equal(ours, theirs)
+        assert trials.onset_s(0, 0) == continuous.onset_s(0, start) == 20.0
+
+
 def test_a_stretch_as_short_as_a_window_is_used(tmp_path):
     short = write_edf(tmp_path / "short.edf", eeg(1.0, seed=6))
     with given_eeg(short, NEEDS) as given:

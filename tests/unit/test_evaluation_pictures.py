@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mne
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -22,11 +23,13 @@ from ddscale.diffusion.finetuning import Finetuning
 from ddscale.diffusion.generate import GenerateSettings
 from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.drawing import RuntimeSettings
+from ddscale.evaluation.features import FEATURES, WINDOWS, EncodeSettings, encode
 from ddscale.evaluation.generation import generate_from
 from ddscale.evaluation.pictures import PictureEvaluation, evaluate_run, load_run, read_exported_results
 from ddscale.evaluation.trials import Trials
 from ddscale.metrics.leakage import LeakageError
 from ddscale.reporting.report import write_report
+from ddscale.store import ArrayRecording, ImageFile, StagedTrial, open_store, write_store
 from ddscale.training.ranks import Ranks
 from ddscale.training.runs import Display
 
@@ -171,7 +174,6 @@ def test_every_control_is_what_it_is_called(run, parts):
 def test_a_picture_that_was_trained_on_cannot_be_judged(parts, tmp_path, renamed):
     """Pictures are known by their bytes: another store, in which they have other names and splits, changes nothing."""
     from ddscale.evaluation.leaks import check_leaks
-    from ddscale.store import ArrayRecording, ImageFile, StagedTrial, open_store, write_store
 
     ours = open_store(parts / "store")
     shown = next(row for row, split in enumerate(ours.images["split"].to_pylist()) if str(split) == "train")
@@ -245,6 +247,46 @@ def test_pictures_from_a_recording_file(run, tmp_path):
     assert "warning: the EEG from onset 19.9 s: cut_off" in warning
     with pytest.raises(FileNotFoundError, match="is not there"):
         generate_from(changed, tmp_path / "gone.edf", "test", 3, tmp_path / "out", None, settings)
+
+
+def test_a_store_of_trials_without_pictures_is_drawn_at_its_onsets(run, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"E{number + 1}" for number in range(CHANNELS - 2)]
+    onsets = (0, 500, 1000)  # longer than a window, of which others would follow if they slid
+    records = [(start, rng.normal(scale=20, size=(CHANNELS - 2, 3 * SAMPLES))) for start in onsets]
+    trials = [StagedTrial(label=label) for label in ("left", "right", "left")]
+    recording = ArrayRecording("lab", "eva", "eva-moves", names, records, trials=trials)
+    write_store(tmp_path / "moves", [recording], sfreq=SFREQ, test_subjects=["lab/eva"])
+    told: list[str] = []
+    written, _ = generate_from(
+        run,
+        tmp_path / "moves",
+        "test",
+        None,
+        tmp_path / "out",
+        None,
+        GenerateSettings(**FAST),
+        say=told.append,
+    )
+    windows = [json.loads(one.read_text())["window"] for one in sorted((tmp_path / "out").glob("*.json"))]
+    assert written == 3
+    assert [window["onset_s"] for window in windows] == [start / SFREQ for start in onsets]
+    assert all(window["split"] == "test" for window in windows)
+    assert told == []
+
+
+def test_a_fine_tuned_runs_encoder_gives_features_of_trials(run, parts, tmp_path):
+    done = encode(run, parts / "store", tmp_path / "features", EncodeSettings(split="test"))
+    pipeline, _ = load_run(run)
+    trials = list(Trials(pipeline.conditioner, parts / "store", "test", None))
+    rows = pq.read_table(tmp_path / "features" / WINDOWS)["record"].to_pylist()
+    assert done.shape == (len(trials), 32)
+    features = np.load(tmp_path / "features" / FEATURES)
+    for trial in trials:
+        with torch.no_grad():
+            pooled = pipeline.conditioner.encoder(trial.window.x_TC[None]).pooled[0]
+        row = features[rows.index(trial.window.facts["record"])]
+        np.testing.assert_allclose(row, pooled.numpy(), atol=1e-5)
 
 
 def test_the_commands_say_where_things_are(run, parts, tmp_path):
