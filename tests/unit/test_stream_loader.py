@@ -426,7 +426,7 @@ def test_batch_sizes_that_do_not_fit(store, given, said):
 
 
 def test_what_a_model_says_of_its_windows_names_filters_only_where_all_stores_had_them(tmp_path):
-    paths = [write(tmp_path / name, "tar") for name in ("one", "two")]
+    paths = [write(tmp_path / name, "tar", seed) for seed, name in enumerate(("one", "two"))]
     opened = [open_store(path) for path in paths]
     loader = Loader(settings(*paths), global_batch_size=G, micro_batch_size=G, stores=opened)
     assert "preprocessing" not in loader.of_windows()  # written from arrays: nobody knows
