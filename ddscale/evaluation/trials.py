@@ -18,9 +18,12 @@ from ddscale.diffusion.conditioning import EEGConditioner
 from ddscale.diffusion.generate import EEGWindow
 from ddscale.evaluation.given import needs_of_conditioner
 from ddscale.store import open_store
+from ddscale.stream.collation import HostBatch
 from ddscale.stream.device import materialise
+from ddscale.stream.in_order import batches_in_order
 from ddscale.stream.loader import Loader
 from ddscale.stream.pictures import StorePictures
+from ddscale.stream.windows import Located, WindowIndex
 
 _BATCH = 32
 _EVERYTHING = 2**62
@@ -51,7 +54,8 @@ class Trials:
         file: Path | None = None,
     ) -> None:
         """limit: how many windows, drawn at random from the split; None: all. with_pictures: decode what was shown.
-        file: the recording that the store was made of for the while; windows are then known by their place in it.
+        file: the recording that the store was made of for the while; windows are then known by their place in it, and
+        all of them come in the order of time.
 
         Trials where the store has any, else windows that slide through the recordings.
         Raises ValueError when the store's windows are not what the conditioner was trained on.
@@ -71,6 +75,7 @@ class Trials:
         self.split = split
         self._with_pictures = with_pictures
         self._file = file
+        self._in_time = file is not None and limit is None
         self._names = self.store.table(["key", "dataset", "subject"])
 
     def __len__(self) -> int:
@@ -78,9 +83,9 @@ class Trials:
 
     def __iter__(self) -> Iterator[Trial]:
         data = self._settings
-        for (batch,) in self._loader:
+        for batch, located in self._batches():
             x_BTC = materialise(batch, "cpu", self._loader.step_uv, data.n_channels, data.normalisation)
-            known = self._facts(batch.positions[batch.positions >= 0])
+            known = self._facts(located)
             for number, facts in enumerate(known):
                 if not batch.valid[number]:
                     continue
@@ -90,8 +95,15 @@ class Trials:
                 microvolts_TC = batch.window(number).float() * self._loader.step_uv
                 yield Trial(EEGWindow(facts["key"], x_BTC[number], facts, seen), image, microvolts_TC)
 
-    def _facts(self, positions_B: torch.Tensor) -> list[dict[str, Any]]:
-        located = self._loader.locate(positions_B.numpy())
+    def _batches(self) -> Iterator[tuple[HostBatch, Located]]:
+        if self._in_time:
+            index = WindowIndex([self.store], self.split, self._settings)
+            yield from batches_in_order(index, [self.store], self._settings, _BATCH)
+            return
+        for (batch,) in self._loader:
+            yield batch, self._loader.locate(batch.positions[batch.positions >= 0].numpy())
+
+    def _facts(self, located: Located) -> list[dict[str, Any]]:
         table = self._names
         facts = []
         for row, start in zip(located.row.tolist(), located.start.tolist(), strict=True):

@@ -25,6 +25,7 @@ from ddscale.diffusion.settings import FinetuneRecipe
 from ddscale.evaluation.drawing import RuntimeSettings
 from ddscale.evaluation.features import FEATURES, WINDOWS, EncodeSettings, encode
 from ddscale.evaluation.generation import generate_from
+from ddscale.evaluation.given import given_eeg, needs_of_conditioner
 from ddscale.evaluation.pictures import PictureEvaluation, evaluate_run, load_run, read_exported_results
 from ddscale.evaluation.trials import Trials
 from ddscale.metrics.leakage import LeakageError
@@ -233,6 +234,15 @@ def test_pictures_from_a_recording_file(run, tmp_path):
     assert "windows of 0.5 s, one after another" in told[0]
     assert "--at" in told[1]
     assert "recipes/ingest/events.yaml" in told[1]
+
+    # All of a file comes in the order of time, the grid's rows too.
+    conditioner = load_run(changed)[0].conditioner
+    with given_eeg(path, needs_of_conditioner(conditioner)) as given:
+        whole = list(Trials(conditioner, given.address, "train", None, file=path))
+        shuffled = Trials(conditioner, given.address, "train", len(whole), file=path)
+        by_key = {trial.window.key: trial.window.x_TC for trial in shuffled}
+    assert [trial.window.facts["onset_s"] for trial in whole] == [0.5 * number for number in range(40)]
+    assert all(torch.equal(trial.window.x_TC, by_key[trial.window.key]) for trial in whole)
 
     # As long as the trials that were trained on: from each onset half a second.
     told.clear()
