@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -151,10 +152,22 @@ def explained(path: Path, format_name: str) -> Iterator[None]:
         cause = " ".join(str(error).split())[:300].rstrip(".")
         if not isinstance(error, ValueError | RuntimeError | OSError | NotImplementedError):
             cause = f"{type(error).__name__} {cause}".strip()
-        raise ValueError(
-            f"{path} cannot be read as {format_name}: {cause}. If it opens in the software that recorded it, export "
-            "it from there as EDF+ or BrainVision; otherwise copy it again, or exclude it."
-        ) from error
+        raise ValueError(f"{path} cannot be read as {format_name}: {cause}. {_remedy(cause)}") from error
+
+
+def _remedy(cause: str) -> str:
+    """What to do about a file that MNE refuses, by its words or the kind of its failure."""
+    if "No raw data in" in cause:
+        return "It may hold epochs or averages: give the continuous recording, or exclude it."
+    misnamed = re.match(r"Only (\w+) files are supported, got", cause)
+    if misnamed:
+        return f"Rename it: its content is {misnamed[1]}, so its name must end in .{misnamed[1].lower()}."
+    if cause.startswith(("IndexError", "EOFError", "error unpack")):
+        return "It may be cut short: copy it again from its origin, or exclude it."
+    return (
+        "If it opens in the software that recorded it, export it from there as EDF+ or BrainVision; otherwise copy it "
+        "again, or exclude it."
+    )
 
 
 def read_raw(path: Path, format_name: str) -> mne.io.BaseRaw:

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import mffpy.bin_writer
 import mffpy.writer
+import mne
 import numpy as np
 import pytest
 import scipy.io
@@ -79,11 +80,23 @@ def test_gdf_units(tmp_path, header, scale, source):
 def test_truncated_gdf(tmp_path):
     path = write_gdf(tmp_path / "a.gdf", b"uV")
     path.write_bytes(path.read_bytes()[:8000])
-    with pytest.raises(ValueError, match=r"a\.gdf cannot be read as GDF"):
+    with pytest.raises(ValueError, match=r"a\.gdf cannot be read as GDF.*It may be cut short: copy it again"):
         opened(path)
 
 
 # ---- EEGLAB ---------------------------------------------------------------------------------------------------
+
+
+def test_a_misnamed_gdf_and_averages_have_remedies_of_their_own(tmp_path):
+    path = write_gdf(tmp_path / "a.gdf", b"uV")
+    misnamed = tmp_path / "a.edf"
+    misnamed.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"Rename it: its content is GDF, so its name must end in \.gdf"):
+        opened(misnamed)
+    averages = mne.EvokedArray(np.zeros((1, 100)), mne.create_info(["Cz"], 100.0, "eeg"))
+    averages.save(tmp_path / "a-ave.fif", verbose="ERROR")
+    with pytest.raises(ValueError, match="may hold epochs or averages: give the continuous recording"):
+        opened(tmp_path / "a-ave.fif")
 
 
 def eeglab_fields(data) -> dict:
