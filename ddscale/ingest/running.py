@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ddscale import __version__
-from ddscale.ingest import names
+from ddscale.ingest import names, twins
 from ddscale.ingest.assembly import Assembly
 from ddscale.ingest.chain import Job
 from ddscale.ingest.pool import open_pool
@@ -102,6 +102,7 @@ def run(recipe: IngestRecipe, on_progress: OnProgress | None = None) -> Summary:
             if not new and not any(entry.status == "kept" for entry in state.published.values()):
                 _give_up(store, state, [staged.detail or "" for staged in assembly.staged()])
             publish(store, content, assembly.staged(), terms)
+        notes += twins.notes(store)
         summary = summarise(store, read_manifest(store), new, problems, notes)
         write_summary(store, summary)
     return summary
