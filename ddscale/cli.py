@@ -273,7 +273,7 @@ def encode(
         ),
     ] = None,
     overlap: Annotated[
-        float, typer.Option(min=0, help="part of a sliding window that the next repeats")
+        float, typer.Option(min=0, max=0.99, help="part of a sliding window that the next repeats")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="windows encoded together")] = 64,
     unit: UnitOption = None,
