@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddscale.signal.channels import standardise
-from ddscale.sources import edf
+from ddscale.sources import edf, edf_annotations
 from ddscale.sources.recording import OpenRecording
 from ddscale.sources.selection import Statements, is_stated, microvolts_in, select
 
@@ -56,6 +56,7 @@ def open_edf(path: Path, statements: Statements) -> OpenRecording:
         unit_source=selection.unit_source,
         reference=statements.reference or _common_reference([signal.label for signal in chosen]),
         spans=edf.continuous_spans(file, chosen[0].samples),
+        marks=edf_annotations.marks(file, chosen[0].samples),
         meta=_meta(file, chosen, selection.dropped) | dict(statements.meta),
     )
 

@@ -19,6 +19,7 @@ import mne
 import numpy as np
 
 from ddscale.sources import companions
+from ddscale.sources.marking import is_bad, is_break, is_skip
 from ddscale.sources.recording import Mark, OpenRecording
 from ddscale.sources.selection import Position, Statements, select
 
@@ -32,14 +33,6 @@ _KINDS = {
     "misc": "misc",
     "bio": "misc",
 }
-
-# Annotations that mark where recording was interrupted, in lower case as MNE compares them; those that begin like a
-# skip cover samples that are not data.
-_BREAKS = ("boundary", "bad boundary", "new segment/")
-_EDGE = "edge"
-_SKIP = "bad_acq_skip"
-# What a person marked as bad; MNE itself puts a word in front when it exports to BrainVision.
-_BAD = ("bad", "comment/bad")
 
 # Formats whose files have no word on their unit, and whose writers are used to µV.
 _UNIT_BY_CUSTOM = {"EEGLAB", "Nicolet", "BCI2000", "eXimia"}
@@ -264,12 +257,12 @@ def _spans(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
     sfreq, first, n_times = raw.info["sfreq"], raw.first_time, int(raw.n_times)
     cuts: list[tuple[int, int]] = []
     for annotation in raw.annotations:
-        description = annotation["description"].lower()
-        if not (description in _BREAKS or description.startswith((_EDGE, _SKIP))):
+        description = annotation["description"]
+        if not is_break(description):
             continue
         # EEGLAB's boundaries and NetStation's skips lie half a sample before the one they precede.
         begin = (annotation["onset"] - first) * sfreq
-        end = begin + (annotation["duration"] * sfreq if description.startswith(_SKIP) else 0)
+        end = begin + (annotation["duration"] * sfreq if is_skip(description) else 0)
         begin, end = (min(max(math.ceil(value - 1e-3), 0), n_times) for value in (begin, end))
         cuts.append((begin, end))
     spans, position = [], 0
@@ -287,8 +280,7 @@ def _marks(raw: mne.io.BaseRaw) -> list[Mark]:
     sfreq, first, n_times = raw.info["sfreq"], raw.first_time, int(raw.n_times)
     marks = []
     for annotation in raw.annotations:
-        description = annotation["description"].lower()
-        if not description.startswith(_BAD) or description.startswith(_SKIP) or description in _BREAKS:
+        if not is_bad(annotation["description"]):
             continue
         begin = annotation["onset"] - first
         start, stop = (

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import edfio
 import mne
 import numpy as np
 import pyarrow.parquet as pq
@@ -117,6 +118,45 @@ def test_marks_that_mne_exports_to_brainvision_are_marks(tmp_path):
     mne.export.export_raw(tmp_path / "run.vhdr", raw, verbose="error")
     with open_file(str(tmp_path / "run.vhdr"), Statements()) as opened:
         assert opened.marks == [Mark(640, 832)]
+
+
+def test_marks_that_mne_exports_to_edf_are_marks(tmp_path):
+    marked = [
+        (5.0, 1.5, "BAD_blink"),
+        (8.0, 1.0, "eyes"),
+        (9.5, 1.25, "bad", ("Cz",)),
+        (12.0, 0.0, "BAD boundary"),
+    ]
+    path = write_fif(tmp_path / "run_raw.fif", marked, date=datetime(2020, 1, 1, tzinfo=UTC))
+    raw = mne.io.read_raw_fif(path, verbose="error")
+    (tmp_path / "in").mkdir()
+    mne.export.export_raw(tmp_path / "in" / "run.edf", raw, verbose="error")
+    with open_file(str(tmp_path / "in" / "run.edf"), Statements()) as opened:
+        assert opened.marks == [Mark(640, 832), Mark(1216, 1376, ("Cz",))]
+    run(recipe(tmp_path / "in", tmp_path / "store"))
+    assert rejected(tmp_path / "store") == [(5.0, 6.5, "marked_bad")]
+
+
+def test_marks_in_an_interrupted_edf_lie_where_its_records_do(tmp_path):
+    signal = edfio.EdfSignal(eeg(8, 1)[0], SFREQ, label="Cz", physical_dimension="uV")
+    annotations = [
+        edfio.EdfAnnotation(1.5, 0.5, "BAD_a"), edfio.EdfAnnotation(103.5, 1.0, "Bad b"),
+        edfio.EdfAnnotation(3.5, 100.0, "bad across"), edfio.EdfAnnotation(102.0, None, "go"),
+    ]  # fmt: skip
+    edfio.Edf([signal], data_record_duration=1, annotations=annotations).write(tmp_path / "run.edf")
+    content = bytearray((tmp_path / "run.edf").read_bytes())
+    content[192:197] = b"EDF+D"
+    for record in range(4, 8):  # the second half begins 98 s later
+        place = content.index(f"+{record}\x14\x14\0".encode())
+        content[place : place + 7] = f"+{record + 98}\x14\x14\0".encode().ljust(7, b"\0")[:7]
+    (tmp_path / "run.edf").write_bytes(content)
+    with open_file(str(tmp_path / "run.edf"), Statements()) as opened:
+        assert opened.spans == [(0, 512), (512, 1024)]
+        assert sorted((mark.start, mark.stop) for mark in opened.marks) == [
+            (192, 256),
+            (448, 704),
+            (704, 832),
+        ]
 
 
 def test_marks_of_single_channels_count_like_channels_that_fail():
