@@ -26,7 +26,7 @@ def notes(path: Path) -> list[str]:
 
     Those with most equal checksums are looked at, one record of each read, so that the time is bounded.
     """
-    store = open_store(path)
+    store = open_store(path, check_index=False)  # it has just been written
     index, count = path / layout.RECORDS, len(store)
     split_R, splits = tables.codes(index, "split", np.int8, count)
     if len(set(splits) - {NO_SPLIT}) < 2:

@@ -26,7 +26,7 @@ OPTIMISER_BYTES = 12
 
 @dataclass(frozen=True)
 class Gpu:
-    """Figures of NVIDIA's data sheets: dense FLOP/s of bf16 or fp16 accumulated in fp32, bytes of memory, bytes/s in
+    """Published figures: dense FLOP/s of bf16 or fp16 accumulated in fp32, bytes of memory, bytes/s in
     both directions between GPUs of a node."""
 
     half_flops: float
@@ -45,9 +45,9 @@ GPUS = {
     "h100": Gpu(989e12, 67e12, 80e9, 900e9),
     "h200": Gpu(989e12, 67e12, 141e9, 900e9),
     "b200": Gpu(2250e12, 75e12, 180e9, 1800e9),
-    # V100 data sheet (SXM2, 32 GB).
+    # From here on the figures are as other publications give them, not compared with NVIDIA's own papers.
+    # V100: SXM2, 32 GB.
     "v100": Gpu(125e12, 15.7e12, 32e9, 300e9, bf16=False),
-    # Data sheets of A40 and L40S; architecture papers of GA102 (3090, A6000), Ada (4090, 6000 Ada), Blackwell (5090).
     # Bridges, where these have any, join pairs: a node's collectives go over PCIe.
     "a40": Gpu(149.7e12, 37.4e12, 48e9, _PCIE4, "PCIe"),
     "l40s": Gpu(362e12, 91.6e12, 48e9, _PCIE4, "PCIe"),

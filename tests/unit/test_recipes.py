@@ -138,13 +138,13 @@ def test_a_pattern_without_its_own_quotes_gets_them_shown(write):
         recipes.load(path, Stage, ["optimiser.name=*.edf"])
 
 
-def test_home_is_home_wherever_a_path_is_written(write, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/anna")
+def test_home_is_home_wherever_a_path_is_written(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = write("a.yaml", "out: ~/stores/a\nsources: [{folder: ~/eeg, name: a~/b}]\n")
     assert recipes.read(path, ["run=~/runs/a"]) == {
-        "out": "/home/anna/stores/a",
-        "sources": [{"folder": "/home/anna/eeg", "name": "a~/b"}],
-        "run": "/home/anna/runs/a",
+        "out": f"{tmp_path}/stores/a",
+        "sources": [{"folder": f"{tmp_path}/eeg", "name": "a~/b"}],
+        "run": f"{tmp_path}/runs/a",
     }
 
 
