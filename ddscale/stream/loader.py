@@ -192,6 +192,9 @@ class Loader:
                 batch, faults = self._ahead.take()
                 step.append(batch)
                 self._unreadable.note(len(batch), faults)
+                if faults and self.beyond_limit is not None:
+                    # The run is to end: the others must not wait for this rank's storage any longer.
+                    self._collator.stop()
         except BaseException:
             self.close()
             raise
@@ -286,7 +289,7 @@ class Loader:
             count = self._micro_batches + (max(settings.prefetch, self._micro_batches) if threads else 0)
             size = self._micro_batch_size * settings.window_samples * self._max_channels
             self._slots = [Slot(size, self._stores[0].dtype) for _ in range(count)]
-        collator = Collator(
+        self._collator = collator = Collator(
             self._stores,
             self._order,
             Positions(
@@ -301,7 +304,7 @@ class Loader:
             settings.window_samples,
             None if self.pictures is None else self.pictures.rows_of_records,
             settings.short_trials,
-            settings.retry_s,
+            0.0 if self.beyond_limit is not None else settings.retry_s,
             settings.reads_at_once,
         )
         last = None if end is None else -(-(end - self.samples_seen) // self._global_batch_size)

@@ -169,17 +169,22 @@ class Storage:
             readable(row, start, stop, out_TC)
 
         self.opened.read_into = read_into
-        monkeypatch.setattr(window_reads, "threading", types.SimpleNamespace(Event=lambda: self))
+        monkeypatch.setattr(window_reads, "threading", types.SimpleNamespace(Event=self._event))
+
+    def _event(self):
+        self._set = False
+        return self
 
     def wait(self, delay):
-        self.waits.append(delay)
-        return False
+        if not self._set:
+            self.waits.append(delay)
+        return self._set
 
     def set(self):
-        pass
+        self._set = True
 
     def is_set(self):
-        return False
+        return self._set
 
     def loader(self, path, **given):
         given = settings(path, reader_threads=0, **given)
@@ -298,3 +303,15 @@ def test_fixed_windows_beyond_the_limit_end_there_unless_asked_to_go_to_the_end(
         else:
             with pytest.raises(OSError, match="max_unreadable is 0"):
                 list(loader)
+
+
+def test_beyond_the_limit_no_storage_is_waited_for(store, monkeypatch):
+    storage = Storage(store, monkeypatch, lambda row: True)
+    given = settings(store, reader_threads=0, retry_s=60.0, max_unreadable=1)
+    with Loader.fixed(
+        given, "train", windows=60, micro_batch_size=2, stores=[storage.opened], to_the_end=True
+    ) as loader:
+        for _ in range(2):  # peers that validate together would wait for each of 30 micro-batches, and again later
+            assert len(list(loader)) == 30
+            assert not any(valid for (batch,) in loader for valid in batch.valid)
+    assert sum(storage.waits) == 60
