@@ -21,7 +21,10 @@ app = typer.Typer(
     "launcher: deepspeed launchers/pretrain.py RECIPE",
 )
 
-GPU_NAMES = "a100, h100, h200, b200, v100, a40, l40s, rtx3090, rtx4090, rtx5090, rtxa6000, rtx6000ada"
+GPU_NAMES = (
+    "a100, h100, h200, b200, v100, gb200, h100-pcie, h100-nvl, a40, a10g, l40s, rtx3090, rtx4090, rtx5090, rtxa6000, "
+    "rtx6000ada"
+)
 STAGES = ("ingest", "pretrain", "finetune", "probe", "grid", "export")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, such as recipes/ingest/demo.yaml")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddscale.models.config import MAEConfig
 from ddscale.models.flops import executed_training_flops
+from ddscale.models.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from ddscale.planning.data import DataAtHand
@@ -22,41 +23,6 @@ OVERHEAD_BYTES = 4 * GIB
 ASSUMED_MFU = 0.4
 # fp32 master copy and Adam's two moments of a parameter (ZeRO, arXiv 1910.02054, section 3.1).
 OPTIMISER_BYTES = 12
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Published figures: dense FLOP/s of bf16 or fp16 accumulated in fp32, bytes of memory, bytes/s in
-    both directions between GPUs of a node."""
-
-    half_flops: float
-    fp32_flops: float
-    memory_bytes: float
-    link_bytes_s: float
-    link: str = "NVLink"
-    bf16: bool = True
-    """False: it has fp16 alone."""
-
-
-_PCIE4, _PCIE5 = 64e9, 128e9  # 16 lanes, both directions
-
-GPUS = {
-    "a100": Gpu(312e12, 19.5e12, 80e9, 600e9),
-    "h100": Gpu(989e12, 67e12, 80e9, 900e9),
-    "h200": Gpu(989e12, 67e12, 141e9, 900e9),
-    "b200": Gpu(2250e12, 75e12, 180e9, 1800e9),
-    # From here on the figures are as other publications give them, not compared with NVIDIA's own papers.
-    # V100: SXM2, 32 GB.
-    "v100": Gpu(125e12, 15.7e12, 32e9, 300e9, bf16=False),
-    # Bridges, where these have any, join pairs: a node's collectives go over PCIe.
-    "a40": Gpu(149.7e12, 37.4e12, 48e9, _PCIE4, "PCIe"),
-    "l40s": Gpu(362e12, 91.6e12, 48e9, _PCIE4, "PCIe"),
-    "rtx3090": Gpu(71e12, 35.6e12, 24e9, _PCIE4, "PCIe"),
-    "rtx4090": Gpu(165.2e12, 82.6e12, 24e9, _PCIE4, "PCIe"),
-    "rtx5090": Gpu(209.5e12, 104.8e12, 32e9, _PCIE5, "PCIe"),
-    "rtxa6000": Gpu(154.8e12, 38.7e12, 48e9, _PCIE4, "PCIe"),
-    "rtx6000ada": Gpu(364.2e12, 91.1e12, 48e9, _PCIE4, "PCIe"),
-}
 NETWORK_BYTES_S = 50e9  # one 400 Gb/s adapter per GPU, as DGX systems have
 # What collectives reach of the links' rate. 256 H100 with such adapters measured 200 of 400 GB/s in all-gathers and
 # 340 GB/s in all-reduces of 2 GB (github.com/NVIDIA/nccl/issues/1218); small messages get less.

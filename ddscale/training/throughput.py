@@ -8,21 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-# Dense peak FLOP/s from the vendors' data sheets: matrix units at bf16/fp16 (no sparsity), and float32 as torch
-# multiplies it by default (without TF32). Matched within the device's name, longer names first.
-_PEAKS: dict[str, tuple[float, float]] = {
-    "GB200": (2500e12, 80e12),
-    "B200": (2250e12, 75e12),
-    "H200": (989e12, 67e12),
-    "H100 PCIe": (756e12, 51e12),
-    "H100 NVL": (835e12, 60e12),
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),
-    "L40S": (362e12, 91.6e12),
-    "A10G": (70e12, 31.2e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "V100": (125e12, 15.7e12),
-}
+from ddscale.models.gpus import GPUS, gpu_called
 
 
 class Stopwatch:
@@ -72,10 +58,10 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float | None, str]
     if device.type == "cpu":
         return _measured_matmul(), "float32 matmul measured at the start of the run"
     name = torch.cuda.get_device_name(device)
-    for known, (half, single) in _PEAKS.items():
-        if known in name:
-            return (single if precision == "fp32" else half), f"data sheet of {known}"
-    return None, f"no entry for {name}"
+    key = gpu_called(name)
+    if key is None:
+        return None, f"no entry for {name}"
+    return GPUS[key].fp32_flops if precision == "fp32" else GPUS[key].half_flops, f"published figure of {key}"
 
 
 def _measured_matmul(size: int = 1024, seconds: float = 0.5) -> float:

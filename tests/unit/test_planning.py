@@ -10,11 +10,13 @@ from launching import ROOT
 from ddscale import recipes
 from ddscale.cli import GPU_NAMES
 from ddscale.models import MAEConfig, MaskedAutoencoder
+from ddscale.models.gpus import GPUS, gpu_called
 from ddscale.planning import doctor
-from ddscale.planning.cost import GPUS, activation_bytes, count_parameters, plan_pretraining
+from ddscale.planning.cost import activation_bytes, count_parameters, plan_pretraining
 from ddscale.planning.data import DataAtHand, data_at_hand
 from ddscale.store import ArrayRecording, write_store
 from ddscale.training.settings import PretrainRecipe
+from ddscale.training.throughput import peak_flops
 
 
 def recipe(**changes) -> PretrainRecipe:
@@ -137,6 +139,34 @@ def test_shipped_recipes_mostly_compute_fit_and_save_every_quarter_of_an_hour(na
     assert estimate.accumulation == 1
     assert estimate.communication_s < 0.25 * estimate.step_s
     assert 600 < estimate.checkpoint_every_s < 1800
+
+
+@pytest.mark.parametrize(
+    ("device", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA GH200 480GB", "h200"),
+        ("NVIDIA GB200", "gb200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000ada"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA RTX A4000", None),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_a_run_finds_its_gpu_among_the_plans_figures(monkeypatch, device, key):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
+    peak, source = peak_flops(torch.device("cuda"), "bf16")
+    assert gpu_called(device) == key
+    if key is None:
+        assert (peak, source) == (None, f"no entry for {device}")
+    else:
+        assert (peak, source) == (GPUS[key].half_flops, f"published figure of {key}")
+        assert peak_flops(torch.device("cuda"), "fp32")[0] == GPUS[key].fp32_flops
 
 
 def test_what_cannot_be_planned_says_why():
