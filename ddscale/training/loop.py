@@ -210,7 +210,10 @@ def train(
                             f"{error} Training goes on, and saves again after {settings.checkpoint.every} steps."
                         )
                         fault_log.write("checkpoint", step, cause=str(error))
-            if too_many and not last:
+            if too_many and last:
+                if ranks.is_main:
+                    warn(f"step {step}: {too_many} It was the last step: the run is complete, its last figures are of what could be read.")
+            elif too_many:
                 # The loader that crossed its limit has no further step to give, and its peers would wait for it.
                 raise AgreedError(
                     f"step {step}: {too_many} The run was saved at this step, and the same command continues."

@@ -296,6 +296,18 @@ def test_without_any_held_out_window_training_goes_on_and_the_limit_keeps_a_chec
     assert (tmp_path / "ends" / "checkpoints" / "step-00000006").is_dir()
 
 
+def test_beyond_the_limit_in_the_last_step_the_run_is_complete_and_says_what_is_not(
+    ranks, store, tmp_path, capsys
+):
+    data = {**tiny_recipe(store, tmp_path)["data"], "retry_s": 0.0, "max_unreadable": 0}
+    data["stores"] = stores_with_lost_held_out_data(store, tmp_path)
+    run = tmp_path / "run"
+    pretrain(recipe(store, run, data=data, validation={"every": 12, "windows": 100}), ranks, Display())
+    assert "warning: step 12: Rank 0 could not read" in (said := capsys.readouterr().err)
+    assert "the run is complete, its last figures are of what could be read" in said
+    assert (run / "checkpoints" / "step-00000012").is_dir()
+
+
 def test_every_mistake_of_a_start_is_told_with_its_remedy(ranks, store, tmp_path):
     def refused(**changes):
         with pytest.raises(AgreedError) as caught:
