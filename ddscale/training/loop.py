@@ -212,7 +212,10 @@ def train(
                         fault_log.write("checkpoint", step, cause=str(error))
             if too_many and last:
                 if ranks.is_main:
-                    warn(f"step {step}: {too_many} It was the last step: the run is complete, its last figures are of what could be read.")
+                    warn(
+                        f"step {step}: {too_many} It was the last step: the run is complete, its last figures are of "
+                        "what could be read."
+                    )
             elif too_many:
                 # The loader that crossed its limit has no further step to give, and its peers would wait for it.
                 raise AgreedError(
