@@ -136,7 +136,7 @@ def hours_by_dataset(datasets: dict[str, dict[str, float]]) -> str:
     axis.set_yticks(rows, names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("hours of EEG")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _inline(figure)
 
 
