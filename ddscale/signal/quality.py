@@ -50,8 +50,9 @@ class Quality(BaseModel):
     bad_cells: float = Field(0.5, ge=0, lt=1)
     """A channel is dropped from the recording when more than this fraction of its surveyed cells fails."""
     marked_bad: bool = True
-    """Leave out what somebody marked as bad in the recording's own annotations (MNE's custom: a description that begins
-    with `bad`), to the sample. Marks of single channels count where they are more than `bad_channels` of the EEG's."""
+    """Leave out what somebody marked as bad in the recording's own annotations or its BIDS events (MNE's custom: a
+    description that begins with `bad`), to the sample. Marks of single channels count where they are more than
+    `bad_channels` of the EEG's."""
 
 
 @dataclass(frozen=True)

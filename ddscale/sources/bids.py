@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 
 from ddscale.sources.files import open_file, size_of
 from ddscale.sources.identity import recording_names
+from ddscale.sources.marking import is_bad, is_skip
 from ddscale.sources.provenance import ChannelKind, Provenance, Unit, Whereabouts
-from ddscale.sources.recording import Listing, OpenRecording, Recording
+from ddscale.sources.recording import Listing, Mark, OpenRecording, Recording
 from ddscale.sources.selection import Position, Statements, is_stated
 
 # The formats BIDS allows for EEG, by the file that leads to the others.
@@ -125,6 +126,7 @@ def list_bids(source: BidsSource) -> Listing:
             path=str(entry.fpath),
             size_bytes=size_of(entry.fpath),
             opener=partial(_open, str(entry.fpath), str(root), source.unit),
+            beside=_sidecars_beside(entry.fpath),
         )
         for (name, alias), (_, entry) in zip(recording_names(names), chosen, strict=True)
     ]
@@ -138,6 +140,12 @@ def _asked_for(name: str, source: BidsSource) -> bool:
     )
 
 
+def _sidecars_beside(path: Path) -> tuple[str, ...]:
+    """The recording's own sidecars, so that one that is corrected counts as a change of the recording."""
+    stem = path.stem.removesuffix("_eeg")
+    return tuple(str(path.with_name(stem + end)) for end in ("_channels.tsv", "_eeg.json", "_events.tsv"))
+
+
 def _open(path: str, root: str, unit: Unit | None) -> OpenRecording:
     import mne_bids
 
@@ -145,12 +153,42 @@ def _open(path: str, root: str, unit: Unit | None) -> OpenRecording:
 
     with quiet():
         entry = mne_bids.get_bids_path_from_fname(path, check=False).update(root=root)
-        wanted = {"channels": ".tsv", "eeg": ".json", "electrodes": ".tsv", "coordsystem": ".json"}
+        tables, texts = ("channels", "electrodes", "events"), ("eeg", "coordsystem")
+        wanted = dict.fromkeys(tables, ".tsv") | dict.fromkeys(texts, ".json")
         sidecars = {
             suffix: entry.find_matching_sidecar(suffix=suffix, extension=extension, on_error="ignore")
             for suffix, extension in wanted.items()
         }
-    return open_file(path, _statements(sidecars, unit))
+    opened = open_file(path, _statements(sidecars, unit))
+    opened.marks += _marks(_table(sidecars["events"]), opened)
+    return opened
+
+
+def _marks(events: list[dict[str, str]], opened: OpenRecording) -> list[Mark]:
+    """What the table of events marks as bad; mne-bids writes annotations there."""
+    marks = []
+    for row in events:
+        said = [row.get(column, "") for column in ("trial_type", "value")]
+        if not any(is_bad(text) or is_skip(text) for text in said):
+            continue
+        onset, duration = (_seconds(row.get(column, "")) for column in ("onset", "duration"))
+        start, stop = (
+            min(max(round(second * opened.sfreq), 0), opened.n_samples)
+            for second in (onset, onset + duration)
+        )
+        channels = row.get("channel", "")
+        names = channels.split(",") if is_stated(channels) else []
+        marks.append(Mark(start, stop, tuple(name.strip() for name in names)))
+    return marks
+
+
+def _seconds(text: str) -> float:
+    """0 for what is no number: a mark without an extent, which the ingest tells of."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 def _statements(sidecars: dict[str, Path | None], unit: Unit | None) -> Statements:

@@ -165,7 +165,7 @@ def _with(
     cut: str = "",
 ) -> Recording:
     opener = partial(open_with_trials, recording.opener, trials)
-    return replace(recording, opener=opener, beside=beside, cut=cut)
+    return replace(recording, opener=opener, beside=(*recording.beside, *beside), cut=cut)
 
 
 def open_with_trials(

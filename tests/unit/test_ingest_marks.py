@@ -9,6 +9,7 @@ from pathlib import Path
 
 import edfio
 import mne
+import mne_bids
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -135,6 +136,52 @@ def test_marks_that_mne_exports_to_edf_are_marks(tmp_path):
         assert opened.marks == [Mark(640, 832), Mark(1216, 1376, ("Cz",))]
     run(recipe(tmp_path / "in", tmp_path / "store"))
     assert rejected(tmp_path / "store") == [(5.0, 6.5, "marked_bad")]
+
+
+def write_bids(root: Path, marked: list[tuple]) -> Path:
+    """A recording whose marks are in the table of events alone, where mne-bids puts annotations; that table."""
+    raw = mne.io.read_raw_fif(write_fif(root.parent / "run_raw.fif", marked), verbose="error", preload=True)
+    raw.info["line_freq"] = 50
+    path = mne_bids.BIDSPath(subject="01", task="rest", root=root, datatype="eeg")
+    ids = {description: number for number, description in enumerate(set(raw.annotations.description), 1)}
+    mne_bids.write_raw_bids(
+        raw, path, event_id=ids, format="BrainVision", allow_preload=True, overwrite=True, verbose="error"
+    )
+    (vmrk,) = root.rglob("*.vmrk")
+    kept = [line for line in vmrk.read_text().splitlines() if "Mk" not in line or "New Segment" in line]
+    vmrk.write_text("\n".join(kept) + "\n")
+    (table,) = root.rglob("*_events.tsv")
+    return table
+
+
+def test_marks_in_the_events_of_a_bids_dataset_are_marks_and_later_ones_are_told(tmp_path):
+    table = write_bids(tmp_path / "bids", [(5.0, 1.5, "BAD_blink"), (8.0, 1.0, "eyes"), (11.0, 0.5, "Bad_x")])
+    of_channel = "15.0\t1.0\tBAD_y\t9\t1920\tCz, O2\n"
+    lines = table.read_text().splitlines()
+    assert lines[0].split("\t") == ["onset", "duration", "trial_type", "value", "sample"]
+    table.write_text("\n".join([lines[0] + "\tchannel", *(f"{line}\tn/a" for line in lines[1:]), of_channel]))
+    source = {"kind": "bids", "dataset": "tests", "folder": str(tmp_path / "bids")}
+    given = recipe(tmp_path, tmp_path / "store", sources=[source])
+    assert run(given).ok
+    assert rejected(tmp_path / "store") == [
+        (5.0, 6.5, "marked_bad"),
+        (11.0, 11.5, "marked_bad"),
+        (15.0, 16.0, "marked_bad"),
+    ]
+    assert run(given).ok
+    table.write_text(table.read_text().replace("15.0\t", "16.0\t").replace("1.5\t", "n/a\t"))
+    summary = run(given)
+    (problem,) = summary.problems
+    assert "or other stretches marked as bad. The store keeps what it has" in problem
+
+
+def test_a_mark_without_extent_in_the_events_of_a_bids_dataset_is_told(tmp_path):
+    table = write_bids(tmp_path / "bids", [(5.0, 1.5, "BAD_blink")])
+    table.write_text(table.read_text().replace("1.5\t", "n/a\t"))
+    source = {"kind": "bids", "dataset": "tests", "folder": str(tmp_path / "bids")}
+    summary = run(recipe(tmp_path, tmp_path / "store", sources=[source]))
+    assert rejected(tmp_path / "store") == []
+    assert any("1 of 1 annotations that mark bad signal have no duration" in note for note in summary.notes)
 
 
 def test_marks_in_an_interrupted_edf_lie_where_its_records_do(tmp_path):
