@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from ddscale.diffusion.folders import component_class, find_component
-from ddscale.diffusion.tiny_vae import TinyVAE
+from ddscale.diffusion.tiny_vae import TinyVAE, load_taesd, taesd_files
 
 VAE: TypeAlias = AutoencoderKL | AutoencoderTiny
 
@@ -40,10 +40,12 @@ class LatentCodec:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> LatentCodec:
-        """The codec of a diffusers folder: a whole pipeline's, or the autoencoder's own.
+        """The codec of a diffusers folder, a whole pipeline's or the autoencoder's own, or of TAESD's two files.
 
         Raises FileNotFoundError or ValueError naming the folder when there is none that is known.
         """
+        if files := taesd_files(Path(folder)):
+            return cls(load_taesd(*files))
         path = find_component(folder, "vae")
         kind = component_class(path)
         classes: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, TinyVAE)}

@@ -51,6 +51,20 @@ class TinyVAE(AutoencoderTiny):
                     sequence[place] = PooledBlock()
 
 
+def taesd_files(folder: Path) -> tuple[Path, Path] | None:
+    """The `*_encoder.pth` and `*_decoder.pth` in a folder; None where it is none of TAESD's.
+
+    Raises ValueError naming what is there when they are no pair.
+    """
+    encoders, decoders = (sorted(folder.glob(f"*_{part}.pth")) for part in ("encoder", "decoder"))
+    if not encoders and not decoders:
+        return None
+    if len(encoders) != 1 or len(decoders) != 1:
+        there = ", ".join(path.name for path in [*encoders, *decoders])
+        raise ValueError(f"{folder} holds {there}: leave one encoder and the decoder made with it there.")
+    return encoders[0], decoders[0]
+
+
 def load_taesd(encoder_file: str | Path, decoder_file: str | Path) -> TinyVAE:
     """The autoencoder of TAESD's published `*_encoder.pth` and `*_decoder.pth`; sizes are read off the weights.
 

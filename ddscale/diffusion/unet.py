@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ddscale.diffusion.folders import component_class, find_component
 from ddscale.recipes import Settings
@@ -125,11 +125,6 @@ def count_parameters(parts: Mapping[str, nn.Module]) -> list[PartCount]:
         counts.append(PartCount(name, sum(n for n, t in sizes if t), sum(n for n, t in sizes if not t)))
     counts.append(PartCount("total", sum(c.trained for c in counts), sum(c.frozen for c in counts)))
     return counts
-
-
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trained weights alone, by name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _size(parameter: Any) -> int:

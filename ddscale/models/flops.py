@@ -6,7 +6,7 @@ patches are not embedded, visible ones are not predicted.
 
 from __future__ import annotations
 
-from ddscale.models.config import EncoderConfig, MAEConfig
+from ddscale.models.config import MAEConfig
 
 
 def forward_flops(config: MAEConfig) -> int:
@@ -30,13 +30,6 @@ def executed_training_flops(config: MAEConfig) -> int:
     if not config.activation_checkpointing:
         return training_flops(config)
     return training_flops(config) + _autoencoder_blocks(config) - _autoencoder_last_products(config)
-
-
-def encoder_flops(config: EncoderConfig) -> int:
-    """One window through the encoder with all tokens visible, forward."""
-    n_tokens = config.n_tokens + config.class_token
-    embedding = 2 * config.n_tokens * config.patch_values * config.width
-    return embedding + _blocks(n_tokens, config.width, config.depth, config.mlp_ratio)
 
 
 def _autoencoder_blocks(config: MAEConfig) -> int:

@@ -174,11 +174,6 @@ class OpenRecording:
         self._read = read
         self._close = close
 
-    @property
-    def unit_stated(self) -> bool:
-        """Whether the recipe or the file states the unit of its numbers."""
-        return self.unit_source != "assumed"
-
     def read(self, start: int, stop: int) -> np.ndarray:
         """The samples [start, stop) as (C, T) float64 in µV.
 

@@ -206,7 +206,7 @@ class Checkpoints:
 
     def _discard(self, name: str) -> None:
         """Remove a published checkpoint; renamed first, so that half of one can never be taken for a whole."""
-        for part in (name, f"{name}{NATIVE}"):
+        for part in (f"{name}{NATIVE}", name):
             doomed = self.folder / f"{TEMPORARY}{part}-{time.time_ns()}"
             try:
                 if (self.folder / part).is_dir():
@@ -217,7 +217,13 @@ class Checkpoints:
                 warn(f"could not remove old checkpoint {part}: {error}")
 
     def remove_leftovers(self) -> None:
-        """Remove what a crash left half-written; for the one rank that writes here."""
+        """Remove what a crash left half-written; for the one rank that writes here.
+
+        A conversion that ended between its two renames left the original under its other name alone: it is put back.
+        """
+        for original in self.folder.glob(f"step-*{NATIVE}"):
+            if not (published := original.with_name(original.name.removesuffix(NATIVE))).exists():
+                os.rename(original, published)
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

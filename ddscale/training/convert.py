@@ -13,55 +13,69 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from ddscale.training.checkpoints import NATIVE, TEMPORARY, Checkpoints
+from ddscale.training.ownership import only_run_in
 from ddscale.training.ranks import USER_ERRORS, Ranks, quiet_deepspeed
 
 
-def convert(path: Path, workers: int = 2) -> Path:
-    """Convert the checkpoint at `path`; returns where the original was moved.
+class Converted(NamedTuple):
+    """What became of a checkpoint."""
 
-    Raises ValueError when it is damaged, was trained at stage 0, or is converted already. Averages of weights are not
-    carried over: they begin anew from the weights, `averages_lost` says whether there were any.
+    original: Path
+    """Where the files as they were trained lie."""
+    averages_lost: bool
+    """Whether its run keeps running averages of the weights, which DeepSpeed's conversion leaves behind."""
+
+
+def convert(path: Path, workers: int = 2) -> Converted:
+    """Convert the checkpoint at `path`, in a run's folder that nobody trains into meanwhile.
+
+    Raises ValueError when a run is there, when it is damaged, was trained at stage 0, or is converted already. Averages
+    of weights are not carried over: they begin anew from the weights.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
+    missing = FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
+    if not path.parent.is_dir():
+        raise missing
     alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(path.parent, 1, alone)
-    problems, state = checkpoints.verify(path)
-    if problems:
-        raise ValueError(f"{path} is damaged ({'; '.join(problems[:3])}): convert an older checkpoint.")
-    if state["zero_stage"] == 0:
-        raise ValueError(f"{path} was trained at zero_stage 0, which any number of ranks continues as it is.")
-    if state["universal"]:
-        raise ValueError(f"{path} is converted already: start training with it.")
-    checkpoints.remove_leftovers()
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with only_run_in(path.parent.parent):
+        checkpoints.remove_leftovers()
+        if not path.is_dir():
+            raise missing
+        problems, state = checkpoints.verify(path)
+        if problems:
+            raise ValueError(f"{path} is damaged ({'; '.join(problems[:3])}): convert an older checkpoint.")
+        if state["zero_stage"] == 0:
+            raise ValueError(
+                f"{path} was trained at zero_stage 0, which any number of ranks continues as it is."
+            )
+        if state["universal"]:
+            raise ValueError(f"{path} is converted already: start training with it.")
+        temporary = path.with_name(f"{TEMPORARY}{path.name}")
+        _with_deepspeed(path, temporary, workers)
+        checkpoints.seal(temporary, {**state, "universal": True})
+        original = path.with_name(f"{path.name}{NATIVE}")
+        if original.exists():
+            shutil.rmtree(original)
+        os.rename(path, original)
+        os.rename(temporary, path)
+    return Converted(original, bool(state["identity"].get("ema")))
+
+
+def _with_deepspeed(path: Path, out: Path, workers: int) -> None:
     quiet_deepspeed()
     from deepspeed.checkpoint import ds_to_universal
 
     arguments = argparse.Namespace(
-        input_folder=str(path), output_folder=str(temporary), num_extract_workers=workers, num_merge_workers=workers,
+        input_folder=str(path), output_folder=str(out), num_extract_workers=workers, num_merge_workers=workers,
         keep_temp_folder=False, strict=True, inject_missing_state=False,
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(arguments)
-    checkpoints.seal(temporary, {**state, "universal": True})
-    original = path.with_name(f"{path.name}{NATIVE}")
-    if original.exists():
-        shutil.rmtree(original)
-    os.rename(path, original)
-    os.rename(temporary, path)
-    return original
-
-
-def averages_lost(path: Path) -> bool:
-    """Whether a converted checkpoint's run keeps running averages, which DeepSpeed's conversion leaves behind."""
-    alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    _, state = Checkpoints(path.parent, 1, alone).verify(path)
-    return bool(state["identity"].get("ema"))
 
 
 def main() -> None:
@@ -73,10 +87,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        original = convert(given.checkpoint.resolve(), given.workers)
+        original, averages_lost = convert(given.checkpoint.resolve(), given.workers)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    if averages_lost(given.checkpoint.resolve()):
+    if averages_lost:
         print(
             "the running average of the weights (`ema`) is not carried over: it begins anew from this step's weights"
         )

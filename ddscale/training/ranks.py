@@ -32,8 +32,8 @@ _SIGN_OF_LIFE_S = 5.0
 # How gloo says that the limit was reached; NCCL ends the process and says so itself.
 _TIMED_OUT = "Timed out waiting"
 
-# How gloo and NCCL say that the other end of a connection is gone.
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+# How gloo and NCCL say that the other end of a connection is gone. (NCCL's other errors are of this node's making.)
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 
 
 class AgreedError(ValueError):
@@ -213,8 +213,11 @@ def session() -> Iterator[Ranks]:
             )
             sys.exit(1)
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER):
+            said = "; ".join(str(error).splitlines())
             print(
-                f"error: {me} lost contact with another rank, which ended first", file=sys.stderr, flush=True
+                f"error: {me} lost contact with another rank, which ended first ({said})",
+                file=sys.stderr,
+                flush=True,
             )
             sys.exit(1)
         raise

@@ -99,15 +99,17 @@ def test_taesd_files_are_read_into_the_same_network(tmp_path):
         f"{int(name.partition('.')[0]) + 1}.{name.partition('.')[2]}": value
         for name, value in reference.decoder.layers.state_dict().items()
     }
-    torch.save(encoder, tmp_path / "encoder.pth")
-    torch.save(decoder, tmp_path / "decoder.pth")
-    codec = LatentCodec(load_taesd(tmp_path / "encoder.pth", tmp_path / "decoder.pth"))
+    torch.save(encoder, tmp_path / "tae_encoder.pth")
+    with pytest.raises(ValueError, match=r"holds tae_encoder\.pth: leave one encoder and the decoder"):
+        LatentCodec.from_folder(tmp_path)
+    torch.save(decoder, tmp_path / "tae_decoder.pth")
+    codec = LatentCodec.from_folder(tmp_path)
     picture = torch.rand(1, 3, 32, 32)
     latent = codec.encode(picture).mean
     assert torch.equal(latent, reference.encode(picture).latents)
     assert torch.equal(codec.decode(latent), reference.decode(latent).sample)
     with pytest.raises(ValueError, match=r"decoder\.pth"):
-        load_taesd(tmp_path / "decoder.pth", tmp_path / "encoder.pth")
+        load_taesd(tmp_path / "tae_decoder.pth", tmp_path / "tae_encoder.pth")
 
 
 @pytest.mark.real

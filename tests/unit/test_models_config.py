@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddscale.models import EncoderConfig, MAEConfig, MaskedAutoencoder
+from ddscale.models import MAEConfig, MaskedAutoencoder
 from ddscale.models.config import PRESETS
-from ddscale.models.flops import encoder_flops, executed_training_flops, forward_flops, training_flops
+from ddscale.models.flops import executed_training_flops, forward_flops, training_flops
 from ddscale.recipes import RecipeError, check
 
 SMALL = {"n_channels": 6, "n_samples": 32, "width": 16, "depth": 2, "heads": 2,
@@ -116,20 +116,3 @@ def test_activation_checkpointing_repeats_the_blocks_alone():
             model(torch.randn(1, 32, 6), torch.arange(1)).sum_squared_error.backward()
         counts.append(counter.get_total_flops())
     assert counts[1] - counts[0] == executed_training_flops(again) - training_flops(again)
-
-
-def test_encoder_flops_are_those_pytorch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from ddscale.models import EEGEncoder
-
-    for class_token in (True, False):
-        config = EncoderConfig(
-            n_channels=6, n_samples=32, width=16, depth=2, heads=2, class_token=class_token
-        )
-        with (
-            FlopCounterMode(display=False) as counter,
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        ):
-            EEGEncoder(config)(torch.randn(1, 32, 6))
-        assert counter.get_total_flops() == encoder_flops(config)

@@ -71,10 +71,10 @@ def test_unit_stated_by_nobody_and_by_the_recipe(tmp_path):
     with opened(path) as silent, opened(path, unit="mV") as stated:
         assert [channel.name for channel in silent.channels] == ["Cz", "Pz"]
         np.testing.assert_allclose(stated.read(0, 600), silent.read(0, 600) * 1e3)
-        assert (stated.unit, stated.unit_source, stated.unit_stated) == ("mV", "recipe", True)
+        assert (stated.unit, stated.unit_source) == ("mV", "recipe")
     path = write(tmp_path / "b.edf", [signal(100, "Cz", unit="")])
     with opened(path) as silent:
-        assert (silent.unit, silent.unit_source, silent.unit_stated) == ("uV", "assumed", False)
+        assert (silent.unit, silent.unit_source) == ("uV", "assumed")
 
 
 def test_signals_of_other_rates_and_kinds_are_left_out_by_name(tmp_path):

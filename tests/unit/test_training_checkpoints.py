@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from ddscale.training import checkpoints as checkpoints_module
 from ddscale.training.checkpoints import SEAL, Checkpoints, SaveError
+from ddscale.training.convert import convert
+from ddscale.training.ownership import only_run_in
 from ddscale.training.ranks import AgreedError, Ranks
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -70,6 +73,50 @@ def test_what_was_saved_is_found_again_with_its_state(checkpoints):
 def test_only_the_newest_are_kept(checkpoints):
     save(checkpoints, 1, 2, 3, 4, 5)
     assert names(checkpoints) == ["step-00000003", "step-00000004", "step-00000005"]
+
+
+def test_a_conversion_that_ended_between_its_renames_costs_no_checkpoint(checkpoints):
+    save(checkpoints, 5, 10)
+    newest = checkpoints.folder / "step-00000010"
+    shutil.copytree(newest, checkpoints.folder / ".unpublished-step-00000010")
+    newest.rename(f"{newest}.native")
+    found, complaints = checkpoints.newest_intact()
+    assert (found.step, complaints) == (10, [])
+    assert names(checkpoints) == ["step-00000005", "step-00000010"]
+
+
+def test_a_converted_checkpoint_keeps_its_original_until_both_go(checkpoints):
+    save(checkpoints, 5)
+    shutil.copytree(checkpoints.folder / "step-00000005", checkpoints.folder / "step-00000005.native")
+    save(checkpoints, 6, 7)
+    assert names(checkpoints)[:2] == ["step-00000005", "step-00000005.native"]
+    save(checkpoints, 8)
+    assert names(checkpoints) == ["step-00000006", "step-00000007", "step-00000008"]
+
+
+def test_what_a_run_is_training_into_is_not_converted(tmp_path):
+    (tmp_path / "checkpoints" / "step-00000005").mkdir(parents=True)
+    with only_run_in(tmp_path), pytest.raises(ValueError, match="another run is training into"):
+        convert(tmp_path / "checkpoints" / "step-00000005")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint at"):
+        convert(tmp_path / "elsewhere" / "checkpoints" / "step-00000005")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(checkpoints, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def flush(descriptor):
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    save(checkpoints, 5)
+    written = {path.name for path in (checkpoints.folder / "step-00000005").iterdir()} - {SEAL}
+    before = {path.name for path in flushed if path.parent.name == ".unpublished-step-00000005"}
+    assert written < before
+    assert len(written) == 2
+    assert checkpoints.folder in flushed
 
 
 def flip_a_byte(path):

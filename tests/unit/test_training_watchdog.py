@@ -93,6 +93,27 @@ def test_a_collective_that_gave_up_says_where_to_look_and_what_to_set(monkeypatc
     assert "DEEPSPEED_TIMEOUT sets another limit" in said
 
 
+def test_a_peer_that_is_gone_is_told_with_what_was_seen_of_it(monkeypatch, capsys):
+    monkeypatch.setattr(ranks_module, "start", lambda: None)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(SystemExit) as ended, session():
+        raise RuntimeError(
+            "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: Last error:\nnode7<5>"
+        )
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "error: rank 4 lost contact with another rank, which ended first (NCCL error in:" in said
+    assert said.endswith("ncclRemoteError: Last error:; node7<5>)\n")
+
+
+def test_what_nccl_does_not_find_on_its_own_node_is_not_called_a_lost_peer(monkeypatch):
+    monkeypatch.setattr(ranks_module, "start", lambda: None)
+    with pytest.raises(RuntimeError, match="Duplicate GPU detected"), session():
+        raise RuntimeError(
+            "NCCL error in: NCCLUtils.cpp:94, invalid usage\nncclInvalidUsage: Duplicate GPU detected"
+        )
+
+
 @pytest.mark.parametrize("limit", ["soon", "0", "2.5"])
 def test_a_limit_that_is_no_number_of_minutes_is_refused(monkeypatch, limit):
     monkeypatch.setenv("DEEPSPEED_TIMEOUT", limit)
