@@ -16,6 +16,7 @@ from ddscale.stream import window_reads
 from ddscale.stream.device import materialise
 from ddscale.stream.loader import Loader
 from ddscale.stream.settings import StreamSettings
+from ddscale.stream.unreadable import Fault, Unreadable
 from ddscale.training.faults import UnreadableRecords
 
 T, G = 64, 16
@@ -262,6 +263,21 @@ def test_the_fraction_is_of_recent_windows(store, monkeypatch):
         read(loader, 6)
         assert loader.unreadable_windows > 20
         assert loader.beyond_limit is None
+
+
+def test_the_last_thousand_windows_are_looked_at_and_no_older_ones():
+    met = Unreadable(StreamSettings(stores=["s"], window_samples=T, max_unreadable_fraction=0.05), rank=0)
+    lost = [Fault(position, "aa", "aa-r0-000000", "gone") for position in range(50)]
+    met.note(50, lost)
+    met.note(900, [])
+    assert met.beyond_limit is None
+    met.note(50, lost[:1])
+    assert "51 of its last 1000 windows" in met.beyond_limit
+    met = Unreadable(StreamSettings(stores=["s"], window_samples=T, max_unreadable_fraction=0.05), rank=0)
+    met.note(50, lost)
+    met.note(1000, [])
+    met.note(50, lost[:1])
+    assert met.beyond_limit is None
 
 
 def test_closing_does_not_wait_for_the_storage(store):

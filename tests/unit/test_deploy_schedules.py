@@ -135,3 +135,7 @@ def test_a_table_that_looks_ahead_is_refused():
     table = tabulate(named("ddim"), 4)
     with pytest.raises(ValueError, match="come later"):
         dataclasses.replace(table, inputs_NK=np.ones_like(table.inputs_NK))
+    own = table.inputs_NK.copy()
+    own[2, 1 + 2] = 0.5  # a call cannot have its own output either
+    with pytest.raises(ValueError, match="come later"):
+        dataclasses.replace(table, inputs_NK=own)

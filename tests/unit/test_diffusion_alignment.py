@@ -35,10 +35,12 @@ def test_samples_of_one_target_are_not_each_others_wrong_answer():
     assert errors[2:].max() < 1e-4
 
 
-def test_invalid_samples_neither_count_nor_compete():
+@pytest.mark.parametrize("of_invalid", [[4, 5], [0, 0]])
+def test_invalid_samples_neither_count_nor_compete(of_invalid):
     valid = torch.tensor([True, True, True, True, False, False])
     predicted = PREDICTED.clone().requires_grad_()
-    errors = contrastive_errors(predicted, TARGET, torch.arange(6), valid, temperature=0.07)
+    identity = torch.tensor([0, 1, 2, 3, *of_invalid])
+    errors = contrastive_errors(predicted, TARGET, identity, valid, temperature=0.07)
     fewer = contrastive_errors(PREDICTED[:4], TARGET[:4], torch.arange(4), ALL[:4], temperature=0.07)
     torch.testing.assert_close(errors[:4], fewer)
     assert (errors[4:] == 0).all()

@@ -64,6 +64,15 @@ def test_noise_and_timestep_stay_with_the_sample_when_the_batch_changes():
     assert not torch.equal(whole.target, add_noise(levels, latents, POSITIONS, seed=2).target)
 
 
+def test_every_timestep_is_drawn_as_often():
+    levels = NoiseLevels.of(DDPMScheduler.from_config(SD15_SCHEDULER))
+    drawn = add_noise(levels, torch.zeros(40_000, 1, 1, 1), torch.arange(40_000), seed=3).timesteps
+    assert (drawn.min(), drawn.max()) == (0, 999)
+    tenths = torch.bincount(drawn // 100)
+    assert len(tenths) == 10
+    assert (tenths - 4000).abs().max() < 5 * 4000**0.5
+
+
 def test_sampled_latents_follow_mean_and_spread():
     mean, std = torch.full((2000, 1, 4, 4), 3.0), torch.full((2000, 1, 4, 4), 0.5)
     drawn = sample_latents(mean, std, torch.arange(2000), seed=0)

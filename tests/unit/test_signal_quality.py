@@ -118,6 +118,13 @@ def test_amplitude() -> None:
     assert rejected(judged(signal, Quality(amplitude_uV=1000.0)), "amplitude") == []
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_amplitude_counts_upwards_and_downwards(sign: int) -> None:
+    signal = background(8, N, 15.0)
+    signal[:3, at(20.9) : at(21.1)] += sign * 900 * np.hanning(at(0.2))
+    assert rejected(judged(signal, Quality(amplitude_uV=300.0)), "amplitude") == [10]
+
+
 def test_a_blink_in_the_frontal_channels_is_kept() -> None:
     signal = background(16, N, 10.0)
     signal[:2, at(30.5) : at(30.9)] += 250 * np.hanning(at(0.4))
@@ -288,8 +295,15 @@ def test_bad_channels_by_reason() -> None:
     signal[3] *= 20
     signal[4] *= 20  # not EEG: large is normal there
     signal[5, : N // 4] = 0.0
+    signal[6] *= 4.5  # over half of the limit
     seen = survey(lambda a, b: signal[:, a:b], N, SFREQ, eeg_C=np.arange(8) != 4)
-    assert bad_channels(seen, Quality()) == {0: "nan", 1: "flat", 2: "clipped", 3: "amplitude"}
+    assert bad_channels(seen, Quality()) == {
+        0: "nan",
+        1: "flat",
+        2: "clipped",
+        3: "amplitude",
+        6: "amplitude",
+    }
     assert 5 in bad_channels(seen, Quality(bad_cells=0.1))
     assert set(bad_channels(seen, Quality(amplitude_uV=5000.0))) == {0, 1, 2}
     assert set(bad_channels(seen, Quality()).values()) <= set(REASONS)
