@@ -83,7 +83,8 @@ class ExportRecipe(Settings):
     ]
     """Samplers that the runtime will offer; the first is also replayed end to end."""
     tiny_decoder: str | None = None
-    """Folder of an AutoencoderTiny for the same latents: exported beside the full decoder, for few-step use."""
+    """Folder of an AutoencoderTiny, or of TAESD's two `.pth` files, for the same latents: exported beside the full
+    decoder, for few-step use."""
     profiles: list[ProfileSettings] = Field(default=[ProfileSettings()], min_length=1)
     """Batch sizes of the engines."""
     eeg: EEGInput = EEGInput()

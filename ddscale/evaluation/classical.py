@@ -40,7 +40,8 @@ def stimulus_power(
 ) -> Floats:
     """Logarithm of the power at each frequency and harmonic over that of its neighbours; (N, C · F · H).
 
-    The neighbours lie up to 1.5 Hz away, in steps that a trial's length tells apart, the nearest two steps left out.
+    The neighbours lie up to 1.5 Hz away, in steps that a trial's length tells apart, the nearest on either side left
+    out: the Hann window spreads a quarter of the power there.
     """
     T = x_NTC.shape[1]
     x = np.asarray(x_NTC, np.float64) - x_NTC.mean(axis=1, keepdims=True, dtype=np.float64)

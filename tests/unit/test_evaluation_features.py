@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_every_window_of_a_store_once_as_computed_by_hand_with_a_row_that_says_w
         encoder,
         store,
         tmp_path / "out",
-        EncodeSettings(batch_size=4),
+        EncodeSettings(batch_size=5),
         on_progress=lambda *at: seen.append(at),
     )
     features, rows = read(tmp_path / "out")
@@ -191,6 +193,22 @@ def test_what_does_not_go_together_is_refused_and_leaves_no_features(store, tmp_
     with pytest.raises(OSError, match="could not be read"):
         encode(silent, store, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_no_table_of_an_earlier_call_goes_with_other_features(store, tmp_path, monkeypatch):
+    encoder = make_encoder(tmp_path / "encoder", 128.0)
+    encode(encoder, store, tmp_path / "out")
+    replace = os.replace
+
+    def failing(source, target):
+        if Path(target).name == WINDOWS:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        encode(encoder, store, tmp_path / "out", EncodeSettings(overlap=0.5))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FEATURES]
 
 
 def test_an_index_is_read_group_by_group(store, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.signal
 import torch
 import yaml
 from typer.testing import CliRunner
@@ -156,6 +157,23 @@ def test_nothing_of_the_held_out_subject_reaches_its_classifier(trials):
     assert set(before.regularisation) <= set(grid)
 
 
+def test_regularisation_is_chosen_between_subjects_as_well(trials, monkeypatch):
+    from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+
+    fit, seen = GridSearchCV.fit, []
+
+    def noting(self, x, y, groups):
+        assert isinstance(self.cv, LeaveOneGroupOut)
+        seen.append(groups)
+        return fit(self, x, y, groups=groups)
+
+    monkeypatch.setattr(GridSearchCV, "fit", noting)
+    features = classical.band_power(trials.x_NTC, SFREQ, {"alpha": [8, 12]})
+    leave_one_subject_out(features, trials, [1.0])
+    for (train, _), groups in zip(trials.folds(), seen, strict=True):
+        np.testing.assert_array_equal(groups, trials.subject_N[train])
+
+
 def test_shuffling_keeps_each_subjects_classes(trials):
     mixed = shuffled(trials, 0)
     assert (mixed != trials.label_N).mean() > 0.4
@@ -182,6 +200,21 @@ def test_canonical_correlation_is_the_generalised_eigenvalue(trials):
         classical.canonical_correlations(trials.x_NTC[:1], SFREQ, [70.0], 1)
     with pytest.raises(ValueError, match="band fast"):
         classical.band_power(trials.x_NTC[:1], SFREQ, {"fast": [100, 120]})
+
+
+def test_band_power_is_welchs_over_two_seconds():
+    x_NTC = np.random.default_rng(0).normal(size=(2, 6 * 128, 3))
+    freqs, power = scipy.signal.welch(x_NTC, SFREQ, nperseg=256, axis=1)
+    expected = np.log(power[:, (freqs >= 8) & (freqs < 12)].mean(axis=1))
+    np.testing.assert_allclose(classical.band_power(x_NTC, SFREQ, {"alpha": [8, 12]}), expected)
+
+
+def test_a_windows_own_leakage_is_no_neighbour_of_a_stimulus_frequency():
+    time = np.arange(4 * 128) / SFREQ
+    x_NTC = np.sin(2 * np.pi * 10 * time)[None, :, None]
+    at, elsewhere = classical.stimulus_power(x_NTC, SFREQ, [10.0, 20.0], harmonics=1)[0]
+    assert at > 20  # a quarter of it lies one step away on either side
+    assert abs(elsewhere) < 1
 
 
 def test_windows_are_those_of_the_stream_and_cover_the_trial(store, trials):

@@ -30,6 +30,7 @@ def test_what_is_left_at_the_end_of_a_run_may_be_too_short():
     records, rejected = cut(cells([(), (), ()]), 25, 10)
     assert records == [Stretch(0, 25)]
     assert rejected == [Stretch(25, 30, (TOO_SHORT,))]
+    assert cut(cells([(), (), ()]), 25, 5) == ([Stretch(0, 25), Stretch(25, 30)], [])
 
 
 @given(

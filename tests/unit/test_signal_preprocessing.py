@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -228,6 +228,7 @@ def test_not_finite_is_never_filtered(value: float) -> None:
     chunk=st.integers(1, 600),
     begin=st.integers(0, 100),
 )
+@example(holes=[(20, 5), (45, 5)], min_samples=20, chunk=7, begin=0)  # both just long enough
 def test_splitting_at_holes(holes: list[tuple[int, int]], min_samples: int, chunk: int, begin: int) -> None:
     signal = np.zeros((2, 500))
     for start, length in holes:

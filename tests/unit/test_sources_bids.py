@@ -130,6 +130,18 @@ def test_positions_in_mne_head_coordinates(tmp_path):
     with recording.open() as opened:
         for channel in opened.channels:
             np.testing.assert_allclose(channel.position, places[channel.name], atol=1e-4)
+    (table,), (system,) = tmp_path.rglob("*_electrodes.tsv"), tmp_path.rglob("*_coordsystem.json")
+    system.write_text(json.dumps(json.loads(system.read_text()) | {"EEGCoordinateUnits": "mm"}))
+    edit_table(
+        table,
+        **{
+            axis: {name: str(1e3 * place[i]) for name, place in places.items()}
+            for i, axis in enumerate("xyz")
+        },
+    )
+    with recording.open() as opened:
+        for channel in opened.channels:
+            np.testing.assert_allclose(channel.position, places[channel.name], atol=1e-4)
 
 
 def test_missing_sidecars_cost_nothing(dataset):

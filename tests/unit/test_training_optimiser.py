@@ -54,9 +54,15 @@ def test_a_guarded_step_is_clipping_followed_by_adamw(clip):
     optimiser = GuardedAdamW(ours.parameters(), clip=clip, **OPTIONS)
     optimiser.step()
     norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), clip or float("inf"))
-    torch.optim.AdamW(reference.parameters(), **OPTIONS).step()
+    adamw = torch.optim.AdamW(reference.parameters(), **OPTIONS)
+    adamw.step()
     for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
+        # Adam's first step is the same however long the gradient is; its moments are not.
+        for moment in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(
+                optimiser.state[mine][moment], adamw.state[theirs][moment], rtol=1e-5, atol=0
+            )
     assert optimiser._global_grad_norm == pytest.approx(float(norm))
     assert not optimiser.overflow
 
