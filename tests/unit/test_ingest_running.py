@@ -132,6 +132,17 @@ def test_other_settings_are_refused_naming_them_all(ingested, folder):
     assert contents(Path(given.out)) == before
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"), [("as_recorded", "LE"), ("average", "average"), (["Cz", "Pz"], "mean of Cz, Pz")]
+)
+def test_a_store_says_what_its_signals_are_referenced_to(tmp_path, asked, said):
+    names = ["EEG Fp1-LE", "EEG Cz-LE", "EEG Pz-LE", "EEG O2-LE"]
+    write_edf(tmp_path / "in" / "anna" / "run.edf", eeg(20, 1), names=names)
+    steps = {"sfreq": 100.0, "l_freq": 1.0, "h_freq": 40.0, "reference": asked}
+    assert run(recipe(tmp_path / "in", tmp_path / "store", preprocessing=steps)).ok
+    assert {montage.reference for montage in open_store(tmp_path / "store").montages.values()} == {said}
+
+
 def test_splits_can_be_decided_anew_without_reading_a_recording(ingested, folder, tmp_path, monkeypatch):
     given, _ = ingested
     store = shutil.copytree(given.out, tmp_path / "store")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ddscale.signal.preprocessing import Preprocessing, process
 from ddscale.signal.quality import REASONS, Cell, Meter, Quality, bad_channels, runs
+from ddscale.signal.rails import RawCells
 from ddscale.signal.survey import survey
 
 SFREQ = 250.0
@@ -90,6 +91,17 @@ def test_clipped() -> None:
     assert rejected(judged(signal), "clipped") == []
     clipped = np.clip(signal, -1000, 1000)
     assert rejected(judged(clipped), "clipped") == [20, 40]
+
+
+def test_a_few_samples_on_the_rails_are_clipping_by_their_time_and_not_their_number() -> None:
+    """At 2 kHz 20 samples last 10 ms, and a peak may well be that flat; 120 last 60 ms."""
+    for samples, too_long in ((20, False), (120, True)):
+        signal = background(8, 4000)
+        signal[:, 1000 : 1000 + samples] = signal.max() + 500
+        cells = RawCells(2000.0, flat_uV=1.0)
+        cells.add(signal[:, None, :])
+        (clipped_CK,) = cells.clipped()
+        assert (clipped_CK.any(), clipped_CK.all()) == (too_long, too_long)
 
 
 def test_resting_elsewhere_than_on_the_rails_is_not_clipping() -> None:

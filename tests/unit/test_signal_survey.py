@@ -103,6 +103,14 @@ def test_line_frequency_is_found(line: float, sfreq: float, seconds: float) -> N
     assert look(signal, sfreq).line_freq == line
 
 
+@pytest.mark.parametrize(("fifty", "sixty", "line"), [(8, 3, 50.0), (3, 8, 60.0)])
+def test_of_two_lines_the_stronger_is_the_mains(fifty: float, sixty: float, line: float) -> None:
+    time = np.arange(60 * 250) / 250
+    signal = background(8, len(time), 250.0)
+    signal += fifty * np.sin(2 * np.pi * 50 * time) + sixty * np.sin(2 * np.pi * 60 * time)
+    assert look(signal, 250.0).line_freq == line
+
+
 @pytest.mark.parametrize("sfreq", [100.0, 128.0, 250.0, 512.0, 2048.0])
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 10.0, 60.0])
 @pytest.mark.parametrize("seed", range(3))

@@ -341,6 +341,15 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("ddscale-reader")]
 
 
+@pytest.mark.parametrize(("prefetch", "micro", "slots"), [(1, 24, 2), (4, 24, 5), (1, 2, 24), (30, 2, 42)])
+def test_as_much_is_read_ahead_as_asked_and_at_least_a_step(store, prefetch, micro, slots):
+    with Loader(
+        settings(store, reader_threads=1, prefetch=prefetch), global_batch_size=24, micro_batch_size=micro
+    ) as loader:
+        next(loader)
+        assert len(loader._slots) == slots
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("micro", [2, 24])
 def test_a_step_stays_as_it_is_until_the_next_is_asked_for(store, threads, micro):
