@@ -143,6 +143,14 @@ def test_a_store_says_what_its_signals_are_referenced_to(tmp_path, asked, said):
     assert {montage.reference for montage in open_store(tmp_path / "store").montages.values()} == {said}
 
 
+def test_a_store_says_which_channels_it_does_not_hold(tmp_path):
+    write_edf(tmp_path / "in" / "anna" / "run.edf", eeg(20, 1), names=["Fp1", "Cz", "O2", "ECG"])
+    assert run(recipe(tmp_path / "in", tmp_path / "store")).ok
+    assert open_store(tmp_path / "store").channels.tolist() == [3] * len(open_store(tmp_path / "store"))
+    (about,) = pq.read_table(tmp_path / "store" / "recordings.parquet").to_pylist()
+    assert json.loads(about["meta"])["not_stored"] == {"ECG": "ecg"}
+
+
 def test_splits_can_be_decided_anew_without_reading_a_recording(ingested, folder, tmp_path, monkeypatch):
     given, _ = ingested
     store = shutil.copytree(given.out, tmp_path / "store")
