@@ -31,7 +31,7 @@ GPUS = {
     "h100": Gpu("G?H100", 989e12, 67e12, 80e9, 900e9),
     "h200": Gpu("G?H200", 989e12, 67e12, 141e9, 900e9),
     "b200": Gpu("B200", 2250e12, 75e12, 180e9, 1800e9),
-    # From here on the figures are as other publications give them, not compared with NVIDIA's own papers.
+    # From here on the figures were not compared with NVIDIA's own papers.
     # V100: SXM2, 32 GB.
     "v100": Gpu("V100", 125e12, 15.7e12, 32e9, 300e9, bf16=False),
     "gb200": Gpu("GB200", 2500e12, 80e12, 186e9, 1800e9),

@@ -171,14 +171,10 @@ def _marks(events: list[dict[str, str]], opened: OpenRecording) -> list[Mark]:
         said = [row.get(column, "") for column in ("trial_type", "value")]
         if not any(is_bad(text) or is_skip(text) for text in said):
             continue
-        onset, duration = (_seconds(row.get(column, "")) for column in ("onset", "duration"))
-        start, stop = (
-            min(max(round(second * opened.sfreq), 0), opened.n_samples)
-            for second in (onset, onset + duration)
-        )
+        onset_s, duration_s = (_seconds(row.get(column, "")) for column in ("onset", "duration"))
         channels = row.get("channel", "")
-        names = channels.split(",") if is_stated(channels) else []
-        marks.append(Mark(start, stop, tuple(name.strip() for name in names)))
+        names = [name.strip() for name in channels.split(",")] if is_stated(channels) else []
+        marks.append(Mark.at(onset_s, duration_s, opened.sfreq, opened.n_samples, names))
     return marks
 
 

@@ -276,18 +276,18 @@ def _spans(raw: mne.io.BaseRaw) -> list[tuple[int, int]]:
 
 
 def _marks(raw: mne.io.BaseRaw) -> list[Mark]:
-    """What is annotated as bad, to the sample that MNE rounds to."""
-    sfreq, first, n_times = raw.info["sfreq"], raw.first_time, int(raw.n_times)
-    marks = []
-    for annotation in raw.annotations:
-        if not is_bad(annotation["description"]):
-            continue
-        begin = annotation["onset"] - first
-        start, stop = (
-            min(max(round(second * sfreq), 0), n_times) for second in (begin, begin + annotation["duration"])
+    """What is annotated as bad."""
+    return [
+        Mark.at(
+            annotation["onset"] - raw.first_time,
+            annotation["duration"],
+            raw.info["sfreq"],
+            int(raw.n_times),
+            annotation.get("ch_names") or (),
         )
-        marks.append(Mark(start, stop, tuple(annotation.get("ch_names") or ())))
-    return marks
+        for annotation in raw.annotations
+        if is_bad(annotation["description"])
+    ]
 
 
 def _meta(raw: mne.io.BaseRaw, format_name: str, dropped: dict[str, str]) -> dict[str, Any]:

@@ -49,6 +49,16 @@ class Mark:
     stop: int
     channels: tuple[str, ...] = ()
 
+    @classmethod
+    def at(
+        cls, onset_s: float, duration_s: float, sfreq: float, n_samples: int, channels: Sequence[str] = ()
+    ) -> Mark:
+        """What of a recording of `n_samples` at `sfreq` Hz lies in those seconds, to the sample that MNE rounds to."""
+        start, stop = (
+            min(max(round(second * sfreq), 0), n_samples) for second in (onset_s, onset_s + duration_s)
+        )
+        return cls(start, stop, tuple(channels))
+
 
 @dataclass(frozen=True)
 class Picture:

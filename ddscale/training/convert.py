@@ -37,15 +37,12 @@ def convert(path: Path, workers: int = 2) -> Converted:
     Raises ValueError when a run is there, when it is damaged, was trained at stage 0, or is converted already. Averages
     of weights are not carried over: they begin anew from the weights.
     """
-    missing = FileNotFoundError(f"there is no checkpoint at {path}: name a folder RUN/checkpoints/step-...")
-    if not path.parent.is_dir():
-        raise missing
+    _check_there(path.parent, path)  # before the run's folder is made to be locked
     alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(path.parent, 1, alone)
     with only_run_in(path.parent.parent):
         checkpoints.remove_leftovers()
-        if not path.is_dir():
-            raise missing
+        _check_there(path, path)
         problems, state = checkpoints.verify(path)
         if problems:
             raise ValueError(f"{path} is damaged ({'; '.join(problems[:3])}): convert an older checkpoint.")
@@ -64,6 +61,13 @@ def convert(path: Path, workers: int = 2) -> Converted:
         os.rename(path, original)
         os.rename(temporary, path)
     return Converted(original, bool(state["identity"].get("ema")))
+
+
+def _check_there(folder: Path, checkpoint: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no checkpoint at {checkpoint}: name a folder RUN/checkpoints/step-..."
+        )
 
 
 def _with_deepspeed(path: Path, out: Path, workers: int) -> None:

@@ -327,9 +327,8 @@ def test_beyond_the_limit_no_storage_is_waited_for(store, monkeypatch):
     with Loader.fixed(
         given, "train", windows=60, micro_batch_size=2, stores=[storage.opened], to_the_end=True
     ) as loader:
-        for _ in range(
-            2
-        ):  # peers that validate together would wait for each of 30 micro-batches, and again later
+        # Peers that validate together would wait for each of 30 micro-batches, and again the next time.
+        for _ in range(2):
             assert len(list(loader)) == 30
             assert not any(valid for (batch,) in loader for valid in batch.valid)
     assert sum(storage.waits) == 60
